@@ -1,0 +1,33 @@
+# Recipes for developers. `just` lists them.
+
+default:
+    @just --list
+
+# Style, types, layers.
+check:
+    uv run --extra demo ruff format --check .
+    uv run --extra demo ruff check .
+    uv run --extra demo mypy
+    uv run --extra demo lint-imports
+
+# The default tests (under 15 minutes on 2 cores).
+test *args:
+    uv run --extra demo pytest {{args}}
+
+# Slow checks: the whole demo with its thresholds, gold answers of all BFCL categories.
+slow:
+    uv run --extra demo pytest -m slow
+
+# Install the real servers that the tests use (npm, uvx, Go) into the cache.
+servers:
+    uv run --extra demo python tests/mcp_servers.py
+    uv run --extra demo python tests/ollama_server.py
+
+# The main job.
+demo:
+    uv run --extra demo llm-tuner demo
+
+# Format and mend what can be mended.
+fix:
+    uv run --extra demo ruff format .
+    uv run --extra demo ruff check --fix .

@@ -1,0 +1,87 @@
+"""Right attempts -> training rows, rendered and tokenised by the runtime that will serve the tuned model.
+
+There is no second chat template and no second tokenizer that could differ by a byte: the prompt is what the server
+makes of the task, and the completion is what the server's own template makes of the right answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+
+from llm_tuner.data.collect import usable
+from llm_tuner.types import Attempt, DataError, Event, Renderer, Row, Task
+
+BENCHMARKS = frozenset({"bfcl"})
+"""Sources that are never trained on."""
+
+
+def build_rows(
+    tasks: Sequence[Task], attempts: Sequence[Attempt], renderer: Renderer
+) -> Generator[Event, None, tuple[Row, ...]]:
+    """One row for each task that has a usable attempt (the first one counts), in the order of the tasks.
+
+    Raises DataError for a task that must not be trained on: held-out side, or a benchmark's.
+    """
+    right: dict[str, Attempt] = {}
+    for attempt in attempts:
+        if usable(attempt) and attempt.messages:
+            right.setdefault(attempt.task_id, attempt)
+    chosen = [task for task in tasks if task.id in right]
+    refuse_untrainable(chosen)
+    rows = []
+    for number, task in enumerate(chosen, start=1):
+        rows.append(_row(task, right[task.id], renderer))
+        yield Event(
+            step="render", message="rows as the server renders them", done=number, total=len(chosen), unit="row"
+        )
+    return tuple(rows)
+
+
+def refuse_untrainable(tasks: Sequence[Task]) -> None:
+    """Held-out and benchmark tasks measure; once trained on they measure nothing."""
+    for task in tasks:
+        if task.source in BENCHMARKS:
+            raise DataError(f"Task {task.id} comes from the benchmark {task.source}: it must not be trained on.")
+        if task.side == "held-out":
+            raise DataError(
+                f"Task {task.id} is on the held-out side: it must not be trained on ({task.request[:60]!r})."
+            )
+
+
+def _row(task: Task, attempt: Attempt, renderer: Renderer) -> Row:
+    answer = attempt.messages[0].model_copy(update={"text_calls": ()})
+    prompt = renderer.render(task.messages, task.tools)
+    whole = renderer.render((*task.messages, answer), task.tools, False)
+    if not whole.startswith(prompt):
+        raise DataError(
+            f"The chat template does not continue its own prompt (task {task.id}): after {prompt[-40:]!r} the answer "
+            f"renders as {whole[len(prompt) - 40 :][:80]!r}. This model's template cannot be trained on as it is."
+        )
+    completion = whole[len(prompt) :].rstrip()
+    return Row(
+        task_id=task.id,
+        prompt=prompt,
+        completion=completion,
+        prompt_ids=tuple(renderer.tokenize(prompt)),
+        completion_ids=tuple(renderer.tokenize(completion)),
+    )
+
+
+def parity(rows: Sequence[Row], tasks: Mapping[str, Task], renderer: Renderer) -> list[str]:
+    """Where a server's bytes or token ids differ from what was trained on: one sentence a difference, empty if none."""
+    problems = []
+    for row in rows:
+        task = tasks[row.task_id]
+        prompt = renderer.render(task.messages, task.tools)
+        if prompt != row.prompt:
+            at = next(
+                (i for i, (a, b) in enumerate(zip(prompt, row.prompt, strict=False)) if a != b),
+                min(len(prompt), len(row.prompt)),
+            )
+            problems.append(
+                f"task {task.id}: from character {at} on the server renders {prompt[at : at + 40]!r} "
+                f"where {row.prompt[at : at + 40]!r} was trained"
+            )
+        elif tuple(renderer.tokenize(prompt)) != row.prompt_ids:
+            problems.append(f"task {task.id}: the same text becomes other token ids than were trained")
+    return problems

@@ -1,0 +1,298 @@
+"""Measure a backend on a suite: one attempt a task, judged, added up.
+
+Not a trainer's validation loop and not a judge (scoring.py is): it asks, keeps every attempt, and counts. The rule it
+protects: what a report says can be counted again from `attempts.jsonl`, and a stopped measurement goes on where it
+stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import median, quantiles
+from typing import NamedTuple
+
+from pydantic import ValidationError
+
+from llm_tuner.evaluation.intervals import rate
+from llm_tuner.evaluation.suite import Suite, catalogue_key
+from llm_tuner.scoring import Rules, made_calls, score, wants_call
+from llm_tuner.types import (
+    GREEDY,
+    Attempt,
+    Backend,
+    ChatOptions,
+    CorruptModel,
+    DataError,
+    EmptyData,
+    Event,
+    Json,
+    Latency,
+    ModelError,
+    NoCall,
+    Rate,
+    Report,
+    RuntimeUnavailable,
+    SourceUnreachable,
+    Task,
+    UnknownModel,
+    Verdict,
+    by_name,
+    canonical_json,
+)
+
+ATTEMPTS = "attempts.jsonl"
+PATIENCE = 3
+"""So many equal errors in a row of a backend that cannot be reached end the measurement."""
+
+_UNREACHABLE = (RuntimeUnavailable, SourceUnreachable, UnknownModel, CorruptModel)
+_MOST_VALUES = 16  # a tag with more values, or another one for every task, names tasks: it does not group them
+
+
+class Mark(NamedTuple):
+    """One task's outcome under both readings."""
+
+    task: Task
+    wanted: bool
+    native: Verdict
+    lenient: Verdict
+    surfaced: bool
+    """The runtime surfaced a call."""
+    called: bool
+    """There is a call, natively or as text."""
+    readable: bool
+    """There is a call, and every one could be read."""
+
+
+def measure(
+    suite: Suite,
+    backend: Backend,
+    *,
+    options: ChatOptions = GREEDY,
+    rules: Rules = "strict",
+    out: Path | None = None,
+    machine: Mapping[str, str] | None = None,
+    sha256: str = "",
+) -> Generator[Event, None, tuple[Report, list[Attempt]]]:
+    """Ask the backend every task of the suite; return the report and the attempts in the suite's order.
+
+    One event a task; its `data` holds the task's id, the verdict's reason and the running rates (0..1). With `out` the
+    attempts are appended to `out/attempts.jsonl`, and those already there are not asked again (failed ones are). A task
+    that stands twice in the suite is asked once. A ModelError becomes an attempt with its `error`; the same error of a
+    backend that cannot be reached three times in a row is raised. `sha256` is the model file's.
+
+    Raises EmptyData for a suite without tasks, DataError where `out` holds another backend's attempts.
+    """
+    if not suite.tasks:
+        raise EmptyData(f'The suite "{suite.name}" holds no task: there is nothing to measure.')
+    kept = _kept(out, {"model": sha256 or backend.name, "options": options.model_dump()}) if out is not None else {}
+    attempts: dict[str, Attempt] = {}
+    running: Counter[str] = Counter()
+    errors: list[ModelError] = []
+    tasks = _in_cache_order(suite.tasks)
+    for task in tasks:
+        attempt, fresh = kept.get(task.id), task.id not in kept
+        if attempt is None:
+            attempt, error = _ask(task, backend, options)
+            errors = [*errors, error] if error is not None else []
+        verdict = score(task, attempt, rules=rules)
+        attempts[task.id] = attempt.model_copy(update={"verdict": verdict})
+        if fresh and out is not None:
+            _append(out / ATTEMPTS, attempts[task.id])
+        running.update(ok=int(verdict.ok), selection=int(verdict.selection_ok), parameters=int(verdict.parameters_ok))
+        yield _event(task, verdict, running, len(attempts), len(tasks))
+        _stop_if_unreachable(errors)
+    ordered = [attempts[id_] for id_ in dict.fromkeys(task.id for task in suite.tasks)]
+    return tally(suite, ordered, backend=backend.name, rules=rules, machine=machine, sha256=sha256), ordered
+
+
+def tally(
+    suite: Suite,
+    attempts: Iterable[Attempt],
+    *,
+    backend: str,
+    rules: Rules = "strict",
+    machine: Mapping[str, str] | None = None,
+    sha256: str = "",
+) -> Report:
+    """Judge attempts again and add them up. Attempts at tasks outside the suite do not count.
+
+    Rates: `native_rate` (calls were wanted and the runtime surfaced one), `selection`, `parameters` and both with
+    `_lenient` over the tasks that want a call; `parameters_given_selection` over those with the right selection;
+    `no_call` over the tasks that want none; `ok` over all; `valid_json` over the answers that hold a call.
+    Groups: by language, category, server of the expected tools, and every tag that has at most 16 values and
+    repeats one.
+    """
+    tasks = {task.id: task for task in suite.tasks}
+    known = [attempt for attempt in attempts if attempt.task_id in tasks]
+    marks = [_mark(tasks[attempt.task_id], attempt, rules) for attempt in known]
+    return Report(
+        suite=suite.name,
+        suite_hash=suite.hash,
+        backend=backend,
+        n=len(marks),
+        rates=_rates(marks),
+        groups=_groups(marks),
+        latency=latency(known),
+        reasons=dict(Counter(mark.native.reason for mark in marks).most_common()),
+        verdicts={mark.task.id: mark.native for mark in marks},
+        wanted=tuple(mark.task.id for mark in marks if mark.wanted),
+        machine=dict(machine or {}),
+        model_sha256=sha256,
+    )
+
+
+def latency(attempts: Sequence[Attempt]) -> Latency:
+    """End-to-end times of the attempts that got an answer."""
+    answered = [attempt for attempt in attempts if not attempt.error and attempt.timing.total_ms > 0]
+    totals = [attempt.timing.total_ms for attempt in answered]
+    firsts = [a.timing.first_token_ms for a in answered if a.timing.first_token_ms is not None]
+    clocked = [(a.usage.completion_tokens, a.timing.generate_ms) for a in answered if a.timing.generate_ms]
+    seconds = sum(ms for _, ms in clocked) / 1000
+    return Latency(
+        n=len(answered),
+        p50_ms=median(totals) if totals else None,
+        p95_ms=_p95(totals),
+        first_token_p50_ms=median(firsts) if firsts else None,
+        tokens_per_s=sum(tokens for tokens, _ in clocked) / seconds if seconds else None,
+    )
+
+
+# -------------------------------------------------------------------------------------------------------------- asking
+
+
+def _in_cache_order(tasks: Iterable[Task]) -> list[Task]:
+    """Tasks of one catalogue follow each other: the runtime then keeps the catalogue's part of the prompt."""
+    by_catalogue: dict[str, dict[str, Task]] = defaultdict(dict)
+    for task in tasks:
+        by_catalogue[catalogue_key(task.tools)][task.id] = task
+    return [task for group in by_catalogue.values() for task in group.values()]
+
+
+def _ask(task: Task, backend: Backend, options: ChatOptions) -> tuple[Attempt, ModelError | None]:
+    start = time.perf_counter()
+    try:
+        reply = backend.chat(task.messages, task.tools, options)
+    except ModelError as error:
+        return Attempt(task_id=task.id, backend=backend.name, error=str(error) or type(error).__name__), error
+    timing = reply.timing
+    if timing.total_ms == 0:
+        timing = timing.model_copy(update={"total_ms": (time.perf_counter() - start) * 1000})
+    message, usage = reply.message, reply.usage
+    return Attempt(task_id=task.id, backend=backend.name, messages=(message,), usage=usage, timing=timing), None
+
+
+def _stop_if_unreachable(errors: Sequence[ModelError]) -> None:
+    last = errors[-PATIENCE:]
+    if len(last) == PATIENCE and isinstance(last[0], _UNREACHABLE) and len({(type(e), str(e)) for e in last}) == 1:
+        raise last[-1]
+
+
+def _event(task: Task, verdict: Verdict, running: Counter[str], done: int, total: int) -> Event:
+    data: dict[str, Json] = {"task": task.id, "reason": verdict.reason}
+    data |= {name: running[name] / done for name in ("ok", "selection", "parameters")}
+    message = f"{running['ok']} of {done} right"
+    return Event(step="measure", message=message, done=done, total=total, unit="tasks", data=data)
+
+
+def _append(path: Path, attempt: Attempt) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(attempt.model_dump_json(exclude_defaults=True) + "\n")
+
+
+def _kept(out: Path, identity: dict[str, Json]) -> dict[str, Attempt]:
+    """Attempts of an earlier, stopped measurement of the same model with the same options: what a name stands for may
+    have changed since. A last line that was half written is cut off the file."""
+    path, note = out / ATTEMPTS, out / "measured.json"
+    if not path.is_file():
+        out.mkdir(parents=True, exist_ok=True)
+        note.write_text(canonical_json(identity), encoding="utf-8")
+        return {}
+    if not note.is_file() or note.read_text(encoding="utf-8") != canonical_json(identity):
+        raise DataError(f"{out} holds the attempts of another model or other options. Choose another folder.")
+    lines = path.read_bytes().splitlines(keepends=True)
+    attempts: dict[str, Attempt] = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            attempt = Attempt.model_validate_json(line)
+        except ValidationError as error:
+            if number < len(lines):
+                raise DataError(f"{path}, line {number}: not an attempt. Remove this line or the file.") from error
+            path.write_bytes(b"".join(lines[:-1]))
+            break
+        attempts[attempt.task_id] = attempt
+    if lines and attempts and not lines[-1].endswith(b"\n"):
+        path.write_bytes(path.read_bytes().rstrip(b"\n") + b"\n")
+    return {task_id: attempt for task_id, attempt in attempts.items() if not attempt.error}
+
+
+# -------------------------------------------------------------------------------------------------------------- adding
+
+
+def _mark(task: Task, attempt: Attempt, rules: Rules) -> Mark:
+    calls = made_calls(attempt, "lenient")
+    return Mark(
+        task=task,
+        wanted=wants_call(task),
+        native=score(task, attempt, rules=rules),
+        lenient=score(task, attempt, rules=rules, reading="lenient"),
+        surfaced=bool(made_calls(attempt)),
+        called=bool(calls),
+        readable=bool(calls) and not any(call.error for call in calls),
+    )
+
+
+def _share(marks: Iterable[Mark], of: Callable[[Mark], bool], among: Callable[[Mark], bool]) -> Rate:
+    counted = [of(mark) for mark in marks if among(mark)]
+    return rate(sum(counted), len(counted))
+
+
+def _rates(marks: Sequence[Mark]) -> dict[str, Rate]:
+    def wanted(mark: Mark) -> bool:
+        return mark.wanted
+
+    return {
+        "ok": _share(marks, lambda m: m.native.ok, lambda m: True),
+        "native_rate": _share(marks, lambda m: m.surfaced, wanted),
+        "selection": _share(marks, lambda m: m.native.selection_ok, wanted),
+        "parameters": _share(marks, lambda m: m.native.parameters_ok, wanted),
+        "parameters_given_selection": _share(
+            marks, lambda m: m.native.parameters_ok, lambda m: m.wanted and m.native.selection_ok
+        ),
+        "selection_lenient": _share(marks, lambda m: m.lenient.selection_ok, wanted),
+        "parameters_lenient": _share(marks, lambda m: m.lenient.parameters_ok, wanted),
+        "no_call": _share(marks, lambda m: m.native.ok, lambda m: not m.wanted),
+        "valid_json": _share(marks, lambda m: m.readable, lambda m: m.called),
+    }
+
+
+def _groups(marks: Sequence[Mark]) -> dict[str, dict[str, dict[str, Rate]]]:
+    sides: dict[str, dict[str, list[Mark]]] = defaultdict(lambda: defaultdict(list))
+    fixed = ("language", "category", "server")
+    for mark in marks:
+        words = (mark.task.language, mark.task.category, _servers(mark.task))
+        for dimension, value in {**mark.task.tags, **dict(zip(fixed, words, strict=True))}.items():
+            if value:
+                sides[dimension][value].append(mark)
+    return {
+        dimension: {value: _rates(group) for value, group in sorted(values.items())}
+        for dimension, values in sorted(sides.items())
+        if dimension in fixed or (len(values) <= _MOST_VALUES and len(values) < sum(map(len, values.values())))
+    }
+
+
+def _servers(task: Task) -> str:
+    if isinstance(task.expect, NoCall):
+        return ""
+    tools = by_name(task.tools)
+    names = (call.name for call in task.expect.calls)
+    return "+".join(sorted({tools[name].server for name in names if name in tools and tools[name].server}))
+
+
+def _p95(values: Sequence[float]) -> float | None:
+    if not values:
+        return None
+    return quantiles(values, n=20, method="inclusive")[-1] if len(values) > 1 else values[0]

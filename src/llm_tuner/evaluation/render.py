@@ -1,0 +1,293 @@
+"""Reports for people: one Markdown text, one HTML page. Nothing is measured or decided here.
+
+The page is one file without scripts and without any address to load from, in light or dark as the reader's system
+wishes. The rule it protects: everything that a model, a tool or a user wrote is untrusted text and is shown as text.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Iterable, Sequence
+from functools import cache
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from llm_tuner.evaluation.intervals import Metric, Paired, paired
+from llm_tuner.evaluation.suite import Suite
+from llm_tuner.evaluation.wording import WORDS, Language
+from llm_tuner.scoring import answer, made_calls
+from llm_tuner.types import (
+    AllowedCalls,
+    Attempt,
+    DataError,
+    Decision,
+    ExactCalls,
+    Json,
+    Rate,
+    Report,
+    Task,
+    ToolCall,
+    Value,
+)
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+RATES = (
+    "ok",
+    "native_rate",
+    "selection",
+    "parameters",
+    "parameters_given_selection",
+    "selection_lenient",
+    "parameters_lenient",
+    "no_call",
+    "valid_json",
+)
+GROUP_RATES = ("ok", "selection", "parameters", "parameters_lenient", "no_call")
+COMPARED: tuple[Metric, ...] = ("ok", "selection", "parameters")
+LATENCIES = ("p50_ms", "p95_ms", "first_token_p50_ms", "tokens_per_s")
+
+_LONGEST = 400
+
+Curve = Sequence[tuple[int, float]]
+
+
+class Failure(Value):
+    """One failed task as a reader wants to see it: four pieces of untrusted text and the reason."""
+
+    request: str
+    expected: str
+    got: str
+    reason: str
+    detail: str
+
+
+def failures(suite: Suite, attempts: Iterable[Attempt], limit: int = 12) -> tuple[Failure, ...]:
+    """Failed attempts (by their own verdict), as many different reasons as possible before a second of the same."""
+    tasks = {task.id: task for task in suite.tasks}
+    by_reason: dict[str, list[Failure]] = {}
+    for attempt in attempts:
+        task, verdict = tasks.get(attempt.task_id), attempt.verdict
+        if task is None or verdict is None or verdict.ok:
+            continue
+        failure = Failure(
+            request=_short(task.request),
+            expected=_short(_expected(task)),
+            got=_short(_got(attempt)),
+            reason=verdict.reason,
+            detail=_short(verdict.detail),
+        )
+        by_reason.setdefault(verdict.reason, []).append(failure)
+    rounds = zip_longest(*by_reason.values())
+    return tuple(failure for row in rounds for failure in row if failure is not None)[:limit]
+
+
+def to_markdown(
+    before: Report | None,
+    after: Report,
+    decision: Decision | None = None,
+    *,
+    curve: Curve = (),
+    failures: Sequence[Failure] = (),
+    language: Language = "en",
+) -> str:
+    """The report as GitHub-flavoured Markdown. `before` None: one model alone. `curve`: (step, training loss)."""
+    return _render("report.md", before, after, decision, curve, failures, language)
+
+
+def to_html(
+    before: Report | None,
+    after: Report,
+    decision: Decision | None = None,
+    *,
+    curve: Curve = (),
+    failures: Sequence[Failure] = (),
+    language: Language = "en",
+) -> str:
+    """The report as one self-contained page: same content, with charts."""
+    return _render("report.html", before, after, decision, curve, failures, language)
+
+
+def write(folder: Path, report: Report, failed: Sequence[Failure] = (), language: Language = "en") -> tuple[Path, ...]:
+    """Write report.json, report.md and report.html of one measurement into the folder; return their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {
+        "report.json": report.model_dump_json(indent=1) + "\n",
+        "report.md": to_markdown(None, report, failures=failed, language=language),
+        "report.html": to_html(None, report, failures=failed, language=language),
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return tuple(folder / name for name in texts)
+
+
+# ---------------------------------------------------------------------------------------------------- what is shown
+
+
+class _Row(NamedTuple):
+    label: str
+    before: Rate | None
+    after: Rate | None
+
+
+def _render(
+    name: Literal["report.md", "report.html"],
+    before: Report | None,
+    after: Report,
+    decision: Decision | None,
+    curve: Curve,
+    failed: Sequence[Failure],
+    language: Language,
+) -> str:
+    words = WORDS[language]
+    page: dict[str, Any] = {
+        "t": words,
+        "language": language,
+        "before": before,
+        "after": after,
+        "decision": decision,
+        "rates": [row for metric in RATES if (row := _row(words[metric], before, after, metric))],
+        "changes": [(words[change.metric], change) for change in _changes(before, after)],
+        "group_rates": [words[metric] for metric in GROUP_RATES],
+        "groups": [(words.get(name, name), _group(before, after, name)) for name in after.groups],
+        "reasons": _reasons(before, after),
+        "latency": [(words[name], *_latencies(before, after, name)) for name in LATENCIES],
+        "curve": _plotted(curve) if len(curve) > 1 else None,
+        "failures": failed,
+    }
+    return _template(name).render(page)
+
+
+def _row(label: str, before: Report | None, after: Report, metric: str) -> _Row | None:
+    old = before.rates.get(metric) if before is not None else None
+    new = after.rates.get(metric)
+    return _Row(label, old, new) if any(rate and rate.n for rate in (old, new)) else None
+
+
+def _changes(before: Report | None, after: Report) -> list[Paired]:
+    if before is None:
+        return []
+    try:
+        return [paired(before, after, metric) for metric in COMPARED]
+    except DataError:
+        return []  # reports without a common task can be shown side by side, but not compared
+
+
+def _group(before: Report | None, after: Report, dimension: str) -> list[tuple[str, int, list[_Row]]]:
+    old = before.groups.get(dimension, {}) if before is not None else {}
+    return [
+        (
+            value,
+            rates["ok"].n,
+            [_Row("", old.get(value, {}).get(metric), rates.get(metric)) for metric in GROUP_RATES],
+        )
+        for value, rates in after.groups[dimension].items()
+    ]
+
+
+def _reasons(before: Report | None, after: Report) -> list[tuple[str, int | None, int]]:
+    old = before.reasons if before is not None else {}
+    names = dict.fromkeys((*after.reasons, *old))
+    return [(name, old.get(name, 0) if before is not None else None, after.reasons.get(name, 0)) for name in names]
+
+
+def _latencies(before: Report | None, after: Report, name: str) -> tuple[float | None, float | None]:
+    return getattr(before.latency, name) if before is not None else None, getattr(after.latency, name)
+
+
+class _Plot(NamedTuple):
+    """A curve in the picture's coordinates, 0..1 from the left and from the top, with the ends of its axes."""
+
+    points: list[tuple[float, float]]
+    first: int
+    last: int
+    low: float
+    high: float
+
+
+def _plotted(curve: Curve) -> _Plot:
+    steps, losses = [step for step, _ in curve], [loss for _, loss in curve]
+    first, last, low, high = min(steps), max(steps), min(losses), max(losses)
+    width, height = (last - first) or 1, (high - low) or 1
+    points = [((step - first) / width, (high - loss) / height) for step, loss in curve]
+    return _Plot(points, first, last, low, high)
+
+
+def _expected(task: Task) -> str:
+    if isinstance(task.expect, ExactCalls):
+        return _calls_text(task.expect.calls)
+    if isinstance(task.expect, AllowedCalls):
+        return "\n".join(f"{call.name}({_json(call.arguments)})" for call in task.expect.calls)
+    return ""
+
+
+def _got(attempt: Attempt) -> str:
+    message = answer(attempt)
+    calls = made_calls(attempt, "lenient")
+    if attempt.error or message is None:
+        return attempt.error
+    return _calls_text(calls) if calls else message.text
+
+
+def _calls_text(calls: Iterable[ToolCall]) -> str:
+    return "\n".join(call.raw if call.error else f"{call.name}({_json(call.arguments)})" for call in calls)
+
+
+def _json(value: Json) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
+# ------------------------------------------------------------------------------------------------------------ writing
+
+
+@cache
+def _template(name: str) -> Template:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("llm_tuner.evaluation", "templates"),
+        autoescape=name.endswith(".html"),
+        finalize=None if name.endswith(".html") else _inert,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(percent=_percent, interval=_interval, points=_points, number=_number, p=_p)
+    return environment.get_template(name)
+
+
+def _inert(value: object) -> object:
+    """Text that Markdown shows as text: no HTML, no emphasis, no named link or image, no table cell of its own."""
+    if not isinstance(value, str):
+        return value
+    return re.sub(r"([\\`*\[\]|~])", r"\\\1", html.escape(" ".join(value.split()), quote=False))
+
+
+def _percent(rate: Rate | None) -> str:
+    return "–" if rate is None or rate.value is None else f"{rate.value * 100:.1f} %"
+
+
+def _interval(rate: Rate | None) -> str:
+    if rate is None or rate.low is None or rate.high is None:
+        return ""
+    return f"{rate.low * 100:.0f}–{rate.high * 100:.0f} %, {rate.k}/{rate.n}"
+
+
+def _points(share: float) -> str:
+    return f"{share * 100:+.1f}"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else "< 0.001"

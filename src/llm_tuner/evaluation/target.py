@@ -1,0 +1,110 @@
+"""What the user wants measured: an installed or fetched model, one in Ollama, or one behind an OpenAI-style address.
+
+Not a runtime: nothing is installed or promoted. The rule it protects: the command line, the script and anything else
+that measures a model named by the user resolve that name in one way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from llm_tuner.evaluation.measure import measure
+from llm_tuner.evaluation.render import failures, write
+from llm_tuner.evaluation.suite import Suite
+from llm_tuner.evaluation.wording import Language
+from llm_tuner.models import catalogue
+from llm_tuner.models.resources import machine
+from llm_tuner.models.sources import fetch
+from llm_tuner.models.sources.weights import sha256_of
+from llm_tuner.models.versions import Versions
+from llm_tuner.scoring import Rules
+from llm_tuner.types import GREEDY, Backend, ChatOptions, Event, Report, SetupError, Value
+
+
+class Target(Value):
+    """One of: `model` (a catalogue name, "name:alias" of an installed version, "scheme:rest" or a path of a .gguf,
+    served by the embedded runtime); `ollama` (a model's name in Ollama); `base_url` with `model` (an OpenAI-style
+    server). `context` is in tokens; an OpenAI-style server has its own. `threads` is for the embedded runtime: 0 takes
+    every core, which on a shared machine can be many times slower than leaving one free."""
+
+    model: str = ""
+    ollama: str = ""
+    base_url: str = ""
+    context: int = 8192
+    threads: int = 0
+
+
+class Located(Value):
+    """A target whose file, if it is one of ours, is on this machine; `sha256` is the file's."""
+
+    target: Target
+    gguf: Path | None = None
+    sha256: str = ""
+
+
+def locate(target: Target) -> Generator[Event, None, Located]:
+    """Bring the model here if need be. Raises SetupError unless the target says one thing, and what `fetch` raises."""
+    if bool(target.ollama) == bool(target.model):
+        raise SetupError(
+            "Say which model to measure: --model NAME, or --ollama NAME, or --base-url URL with --model NAME."
+        )
+    if target.ollama or target.base_url:
+        if target.ollama and target.base_url:
+            raise SetupError(
+                "--ollama and --base-url name two servers. Choose one; Ollama's own address is OLLAMA_HOST."
+            )
+        return Located(target=target)
+    versions, name = Versions(), target.model.partition(":")[0]
+    if name in versions.names() and target.model not in catalogue.names():
+        version = versions.version(target.model)
+        return Located(target=target, gguf=versions.path(target.model), sha256=version.sha256)
+    gguf = yield from fetch(target.model)
+    return Located(target=target, gguf=gguf, sha256=(yield from sha256_of(gguf)))
+
+
+@contextmanager
+def opened(located: Located) -> Iterator[Backend]:
+    """The backend, closed at the end."""
+    target = located.target
+    if located.gguf is not None:
+        from llm_tuner.models.llamacpp import Embedded
+
+        with Embedded(located.gguf, name=target.model, context=target.context, threads=target.threads) as embedded:
+            yield embedded
+    elif target.ollama:
+        from llm_tuner.models.ollama import Ollama
+
+        ollama = Ollama(target.ollama, context=target.context)
+        try:
+            yield ollama
+        finally:
+            ollama.close()
+    else:
+        from llm_tuner.models.openai_compatible import OpenAICompatible
+
+        yield OpenAICompatible(target.model, base_url=target.base_url)
+
+
+def evaluate(
+    target: Target,
+    suite: Suite,
+    *,
+    rules: Rules = "strict",
+    options: ChatOptions = GREEDY,
+    out: Path | None = None,
+    language: Language = "en",
+) -> Generator[Event, None, Report]:
+    """Locate, open, measure; with `out` also keep attempts.jsonl there and write report.json, .md and .html.
+
+    A second call with the same `out` goes on where the first one stopped.
+    """
+    located = yield from locate(target)
+    with opened(located) as backend:
+        report, attempts = yield from measure(
+            suite, backend, options=options, rules=rules, out=out, machine=machine(), sha256=located.sha256
+        )
+    if out is not None:
+        write(out, report, failures(suite, attempts), language)
+    return report

@@ -1,0 +1,270 @@
+"""An embedded model: a GGUF file served by llama.cpp in a process of our own, on loopback, for as long as we want it.
+
+Not a model manager: it takes a path and knows no names. The rule it protects: nothing a model file does can take the
+caller down (the server is a child process), and nothing is lost silently (a prompt that does not fit is an error).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import httpx2
+import psutil
+
+from llm_tuner.models import openai_wire
+from llm_tuner.models.sources.weights import check_gguf
+from llm_tuner.types import (
+    GREEDY,
+    ChatOptions,
+    CorruptModel,
+    Json,
+    Message,
+    MissingExtra,
+    ModelError,
+    Reply,
+    RuntimeUnavailable,
+    ToolSpec,
+)
+
+LAST_WORDS = 6
+"""Lines of the child's standard error that an error message shows."""
+
+
+class Embedded:
+    """A GGUF file as a Backend and a Renderer. Starts on construction, ends on `close()`, after `with`, or with us.
+
+    `context` is the window of each of `slots` parallel requests, in tokens. `adapters` are LoRA GGUFs, all applied at
+    scale 1. `threads` 0 means the physical cores. `startup_timeout` and `timeout` (of one answer) are seconds.
+
+    Raises MissingExtra without xllamacpp, CorruptModel for a file that llama.cpp cannot load, RuntimeUnavailable when
+    the child cannot start. Safe to use from several threads.
+    """
+
+    def __init__(
+        self,
+        gguf: Path,
+        *,
+        name: str = "",
+        context: int = 8192,
+        adapters: Sequence[Path] = (),
+        threads: int = 0,
+        slots: int = 1,
+        startup_timeout: float = 120,
+        timeout: float = 600,
+    ) -> None:
+        if importlib.util.find_spec("xllamacpp") is None:
+            raise MissingExtra(
+                "Serving a GGUF needs xllamacpp, which is not installed. Run: pip install 'llm-tuner[serve]'"
+            )
+        for path in (gguf, *adapters):
+            check_gguf(path)
+        self._name = name or gguf.stem
+        self._context = context
+        self._child = _Child(
+            {
+                "gguf": str(gguf),
+                "context": context,
+                "slots": slots,
+                "threads": threads or _cores(),
+                "adapters": [str(path) for path in adapters],
+            }
+        )
+        self._finalizer = weakref.finalize(self, self._child.stop)
+        self.address = self._started(gguf, startup_timeout)
+        """Base URL of the child's own server, which also speaks OpenAI's API under /v1."""
+        # Loopback never goes through a proxy.
+        self._http = httpx2.Client(
+            base_url=self.address, timeout=httpx2.Timeout(timeout, connect=10), trust_env=False, follow_redirects=False
+        )
+        weakref.finalize(self, self._http.close)
+        self._bos = self._leading_token()
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def pid(self) -> int:
+        """The child's process id."""
+        return self._child.process.pid
+
+    def chat(self, messages: Sequence[Message], tools: Sequence[ToolSpec] = (), options: ChatOptions = GREEDY) -> Reply:
+        """One answer. Raises ModelError if the prompt exceeds the context, RuntimeUnavailable if the child died."""
+        body = openai_wire.request(messages, tools, options) | {"cache_prompt": True}
+        started = time.monotonic()
+        answer = self._ask("POST", "/v1/chat/completions", body, tools)
+        return openai_wire.reply(answer, tools, (time.monotonic() - started) * 1000)
+
+    def render(
+        self, messages: Sequence[Message], tools: Sequence[ToolSpec] = (), generation_prompt: bool = True
+    ) -> str:
+        """The exact text that `chat` feeds the model, special tokens spelled out, a leading BOS included where the
+        server adds one. A trailing assistant message is rendered as a finished turn."""
+        body = openai_wire.request(messages, tools, GREEDY) | {"add_generation_prompt": generation_prompt}
+        return self._bos + str(self._ask("POST", "/apply-template", body, tools)["prompt"])
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a rendered text: special tokens are read as such, none is added."""
+        body: dict[str, Json] = {"content": text, "add_special": False, "parse_special": True}
+        return [int(token) for token in self._ask("POST", "/tokenize", body)["tokens"]]
+
+    def close(self) -> None:
+        """End the child and give its memory back. May be called again."""
+        self._http.close()
+        self._finalizer()
+
+    def __enter__(self) -> Embedded:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Embedded({self._name!r}, context={self._context})"
+
+    def _started(self, gguf: Path, timeout: float) -> str:
+        try:
+            answer = self._child.answer.get(timeout=timeout)
+        except queue.Empty:
+            self._finalizer()
+            raise RuntimeUnavailable(
+                f"llama.cpp did not load {gguf.name} within {timeout:g} s. "
+                f"Give it longer (startup_timeout).{self._child.last_words()}"
+            ) from None
+        if answer.startswith("{") and (address := json.loads(answer).get("address")):
+            return str(address)
+        self._finalizer()
+        code = self._child.process.returncode
+        if code == -9:
+            raise RuntimeUnavailable(
+                f"The process that was loading {gguf.name} was killed, most likely for want of memory "
+                f"({psutil.virtual_memory().available >> 20} MiB are free now). "
+                f"Use a smaller model or a smaller context.{self._child.last_words()}"
+            )
+        raise CorruptModel(
+            f"llama.cpp cannot load {gguf.name} (exit code {code}, {gguf.stat().st_size} bytes). "
+            f"Fetch or export the file again.{self._child.last_words()}"
+        )
+
+    def _leading_token(self) -> str:
+        # The server strips a BOS that the template wrote and adds it again as a token, if the model wants one at all.
+        added = self._ask("POST", "/tokenize", {"content": "", "add_special": True})["tokens"]
+        return str(self._ask("GET", "/props")["bos_token"]) if added else ""
+
+    def _ask(
+        self, method: str, path: str, body: dict[str, Json] | None = None, tools: Sequence[ToolSpec] = ()
+    ) -> dict[str, Any]:
+        if not self._finalizer.alive:
+            raise RuntimeUnavailable(f"{self._name} is closed. Make a new Embedded to ask it again.")
+        try:
+            answer = self._http.request(method, path, json=body)
+        except httpx2.TimeoutException as e:
+            raise RuntimeUnavailable(f"{self._name} did not answer in time ({self._http.timeout.read:g} s).") from e
+        except httpx2.TransportError as e:
+            raise RuntimeUnavailable(self._obituary(e)) from e
+        if answer.is_success:
+            return dict(answer.json())
+        raise ModelError(self._refusal(answer, tools))
+
+    def _obituary(self, error: Exception) -> str:
+        try:
+            code = self._child.process.wait(timeout=2)
+        except subprocess.TimeoutExpired:
+            return f"The connection to {self._name} broke ({type(error).__name__}), but its process lives."
+        return (
+            f"The process that served {self._name} ended with code {code} while it was asked. "
+            f"Make a new Embedded to go on.{self._child.last_words()}"
+        )
+
+    def _refusal(self, answer: httpx2.Response, tools: Sequence[ToolSpec]) -> str:
+        try:
+            error = answer.json()["error"]
+        except (ValueError, KeyError):
+            error = {"message": answer.text[:500]}
+        if error.get("type") == "exceed_context_size_error":
+            return (
+                f"The prompt has {error['n_prompt_tokens']} tokens with {len(tools)} tools, but {self._name} has a "
+                f"context of {error['n_ctx']}. Offer fewer tools or start it with a larger context."
+            )
+        return f"llama.cpp refused the request to {self._name} (HTTP {answer.status_code}): {error.get('message')}"
+
+
+class _Child:
+    """The process and its pipes. Never refers to its owner, so that an unused Embedded can be collected."""
+
+    def __init__(self, settings: dict[str, Json]) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "llm_tuner.models.llamacpp_child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+        )
+        self.answer: queue.Queue[str] = queue.Queue()
+        self._lines: deque[str] = deque(maxlen=LAST_WORDS)
+        stdin, stdout, stderr = self.process.stdin, self.process.stdout, self.process.stderr
+        assert stdin is not None
+        assert stdout is not None
+        assert stderr is not None
+        self._readers = (
+            threading.Thread(target=_first_line, args=(stdout, self.answer), daemon=True),
+            threading.Thread(target=_drain, args=(stderr, self._lines), daemon=True),
+        )
+        for reader in self._readers:
+            reader.start()
+        with contextlib.suppress(BrokenPipeError):
+            stdin.write(json.dumps(settings) + "\n")
+            stdin.flush()
+
+    def last_words(self) -> str:
+        """The last lines of standard error, indented, or nothing."""
+        return "".join(f"\n  {line}" for line in self._lines)
+
+    def stop(self) -> None:
+        """End the process: its input ends, then it is made to."""
+        with contextlib.suppress(BrokenPipeError):
+            if self.process.stdin:
+                self.process.stdin.close()
+        try:
+            self.process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        for reader in self._readers:
+            reader.join(timeout=5)
+
+
+def _first_line(pipe: IO[str], answer: queue.Queue[str]) -> None:
+    with pipe:
+        answer.put(pipe.readline())
+
+
+def _drain(pipe: IO[str], lines: deque[str]) -> None:
+    with pipe:
+        for line in pipe:
+            lines.append(line.rstrip())
+
+
+def _cores() -> int:
+    """Physical cores that this process may use."""
+    physical = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else physical
+    return max(1, min(physical, allowed))

@@ -1,0 +1,66 @@
+"""The process that holds an embedded model: llama.cpp's server, in-process through xllamacpp, on loopback.
+
+Started by `llamacpp.Embedded`, not by people. One JSON line in (the settings), one JSON line out (the address, or the
+error). It ends when its standard input does, so it never outlives the process that started it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from typing import Any
+
+
+def main() -> None:
+    """Serve until standard input ends."""
+    # llama.cpp prints where it likes; the caller's line gets a descriptor of its own.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    settings = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        server = _serve(settings)
+    except Exception as e:
+        print(json.dumps({"error": str(e) or type(e).__name__}), file=answers, flush=True)
+        os._exit(1)
+    print(json.dumps({"address": server.listening_address}), file=answers, flush=True)
+    while True:
+        time.sleep(3600)
+
+
+def _serve(settings: dict[str, Any]) -> Any:
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = settings["gguf"]
+    params.hostnames = ["127.0.0.1"]
+    params.port = 0
+    params.ui = False
+    params.verbosity = 1
+    params.use_jinja = True
+    # A trailing assistant message is a finished turn here: otherwise llama.cpp continues it, and refuses if it calls.
+    params.prefill_assistant = False
+    # The context that was asked for, or an error: llama.cpp would otherwise shrink it to what memory allows.
+    params.fit_params = False
+    params.n_parallel = settings["slots"]
+    params.n_ctx = settings["context"] * settings["slots"]
+    # 8 GiB of host memory by default, on top of the slots' own cache.
+    params.cache_ram_mib = 0
+    params.warmup = False
+    params.cpuparams.n_threads = settings["threads"]
+    params.cpuparams_batch.n_threads = settings["threads"]
+    if settings["adapters"]:
+        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path, 1.0) for path in settings["adapters"]]
+    return xllamacpp.Server(params)
+
+
+def _end_with_parent() -> None:
+    sys.stdin.read()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""A model behind any server that speaks OpenAI's chat API: vLLM, llama-server, LM Studio, hosted teachers.
+
+Not a Renderer: such a server shows neither its prompt nor its tokens. The rule it protects: the key goes into one
+request header and nowhere else, no message, no repr, no record.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import httpx2
+
+from llm_tuner.models import openai_wire
+from llm_tuner.types import (
+    GREEDY,
+    ChatOptions,
+    Json,
+    Message,
+    ModelError,
+    Reply,
+    RuntimeUnavailable,
+    ToolSpec,
+    UnknownModel,
+)
+
+DEFAULT_URL = "https://api.openai.com/v1"
+
+
+class OpenAICompatible:
+    """A model of an OpenAI-compatible server as a Backend. Safe to use from several threads.
+
+    `base_url` up to and including the version ("http://127.0.0.1:8000/v1"), else OPENAI_BASE_URL, else OpenAI.
+    `api_key` else OPENAI_API_KEY, else none is sent. `timeout` is seconds of one answer.
+    """
+
+    def __init__(
+        self, model: str, base_url: str | None = None, api_key: str | None = None, timeout: float = 600
+    ) -> None:
+        self._model = model
+        self.url = (base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_URL).rstrip("/")
+        key = api_key if api_key is not None else os.environ.get("OPENAI_API_KEY", "")
+        self._key = key
+        self._http = httpx2.Client(
+            headers={"authorization": f"Bearer {key}"} if key else {}, timeout=httpx2.Timeout(timeout, connect=10)
+        )
+        self._finalizer = weakref.finalize(self, self._http.close)
+
+    @property
+    def name(self) -> str:
+        return self._model
+
+    def __repr__(self) -> str:
+        return f"OpenAICompatible({self._model!r}, {self.url!r})"
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._finalizer()
+
+    def chat(self, messages: Sequence[Message], tools: Sequence[ToolSpec] = (), options: ChatOptions = GREEDY) -> Reply:
+        """One answer. Raises UnknownModel, RuntimeUnavailable, or ModelError with the server's own words."""
+        body = openai_wire.request(messages, tools, options) | {"model": self._model}
+        started = time.monotonic()
+        answer = self._post(body)
+        return openai_wire.reply(answer, tools, (time.monotonic() - started) * 1000)
+
+    def _post(self, body: dict[str, Json]) -> dict[str, Any]:
+        try:
+            answer = self._http.post(f"{self.url}/chat/completions", json=body)
+        except httpx2.TimeoutException as e:
+            raise RuntimeUnavailable(f"{self.url} did not answer in time ({type(e).__name__}).") from e
+        except (httpx2.TransportError, httpx2.InvalidURL) as e:
+            raise RuntimeUnavailable(f"No server answers at {self.url} ({self._hide(str(e))}). Check the URL.") from e
+        if answer.status_code in (401, 403):
+            raise ModelError(
+                f"{self.url} refuses the key (HTTP {answer.status_code}). Set OPENAI_API_KEY to one that it accepts."
+            )
+        if not answer.is_success:
+            words = self._hide(_complaint(answer))
+            kind = UnknownModel if answer.status_code == 404 else ModelError
+            raise kind(f"{self.url} refused {self._model} (HTTP {answer.status_code}): {words}")
+        try:
+            answered = answer.json()
+            answered["choices"][0]["message"]
+        except (ValueError, LookupError, TypeError) as e:
+            raise ModelError(
+                f"{self.url} does not speak OpenAI's chat API: {self._hide(answer.text[:200])!r}. "
+                "The URL ends in the version, as in http://127.0.0.1:8000/v1."
+            ) from e
+        return dict(answered)
+
+    def _hide(self, text: str) -> str:
+        # Some servers repeat the key they refuse.
+        return text.replace(self._key, "***") if self._key else text
+
+
+def _complaint(answer: httpx2.Response) -> str:
+    try:
+        error = answer.json()["error"]
+    except (ValueError, LookupError, TypeError):
+        return answer.text.strip()[:500] or "no reason given"
+    return str(error.get("message", error) if isinstance(error, dict) else error)

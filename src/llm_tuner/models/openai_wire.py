@@ -1,0 +1,107 @@
+"""The chat format of OpenAI's API, both ways: what llama.cpp's server and most hosted models speak.
+
+Pure mapping between it and our words: no connection, no keys. Tool schemas go out as they came in.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from llm_tuner.models import dialects
+from llm_tuner.models.dialects.shapes import arguments_of
+from llm_tuner.types import (
+    ChatOptions,
+    Json,
+    Message,
+    Reply,
+    Timing,
+    ToolCall,
+    ToolSpec,
+    Usage,
+)
+
+
+def request(messages: Sequence[Message], tools: Sequence[ToolSpec], options: ChatOptions) -> dict[str, Json]:
+    """The body of a chat request, without the model's name."""
+    body: dict[str, Json] = {
+        "messages": [outgoing(message) for message in messages],
+        "temperature": options.temperature,
+        "max_tokens": options.max_tokens,
+        "seed": options.seed,
+        "stream": False,
+    }
+    if tools:
+        body["tools"] = [tool.openai() for tool in tools]
+        body["parallel_tool_calls"] = options.parallel
+    return body
+
+
+def outgoing(message: Message) -> dict[str, Json]:
+    """One message of the history. Calls found in text stay text: that is what the model wrote."""
+    if message.role == "tool":
+        result = message.result
+        return {
+            "role": "tool",
+            "tool_call_id": result.call_id if result else "",
+            "content": result.content if result else message.text,
+        }
+    body: dict[str, Json] = {"role": message.role, "content": message.text}
+    if message.thinking:
+        body["reasoning_content"] = message.thinking
+    if message.tool_calls:
+        body["tool_calls"] = [_outgoing_call(call) for call in message.tool_calls]
+    return body
+
+
+def _outgoing_call(call: ToolCall) -> dict[str, Json]:
+    arguments = json.dumps(call.arguments, ensure_ascii=False)
+    return {"type": "function", "id": call.id, "function": {"name": call.name, "arguments": arguments}}
+
+
+def incoming_call(body: dict[str, Json]) -> ToolCall:
+    """A call as the server surfaced it. Arguments that are no JSON object make it a broken call."""
+    function = body.get("function") or {}
+    name, given = function.get("name") or "", function.get("arguments")
+    arguments, error = arguments_of(given)
+    raw = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
+    return ToolCall(
+        name=name,
+        arguments=arguments,
+        id=body.get("id") or "",
+        raw=raw,
+        error=error or ("" if name else "the call has no name"),
+    )
+
+
+def _cut_off(message: Message) -> Message:
+    # A call that the token limit cut right after its name comes with blank arguments, as if it wanted none.
+    if not message.tool_calls or message.tool_calls[-1].raw.strip():
+        return message
+    last = message.tool_calls[-1].model_copy(update={"error": "the token limit cut the call off"})
+    return message.model_copy(update={"tool_calls": (*message.tool_calls[:-1], last)})
+
+
+def reply(body: dict[str, Json], tools: Sequence[ToolSpec], total_ms: float) -> Reply:
+    """The server's answer in our words. `timings` is llama.cpp's own addition; other servers report none."""
+    choice = body["choices"][0]
+    finish = choice.get("finish_reason") or ""
+    answer, usage, timings = choice["message"], body.get("usage") or {}, body.get("timings") or {}
+    message = Message(
+        role="assistant",
+        text=answer.get("content") or "",
+        thinking=answer.get("reasoning_content") or "",
+        tool_calls=tuple(incoming_call(call) for call in answer.get("tool_calls") or ()),
+    )
+    if finish == "length":
+        message = _cut_off(message)
+    return Reply(
+        message=dialects.read(message, tools),
+        usage=Usage(
+            prompt_tokens=usage.get("prompt_tokens") or 0,
+            cached_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
+            completion_tokens=usage.get("completion_tokens") or 0,
+        ),
+        timing=Timing(total_ms=total_ms, prompt_ms=timings.get("prompt_ms"), generate_ms=timings.get("predicted_ms")),
+        finish=finish,
+    )

@@ -1,0 +1,233 @@
+"""Where a tuned model is installed and served: the embedded runtime, or an Ollama server. Same verbs, same order.
+
+Not a backend: a runtime opens one. The rule it protects: a candidate never replaces what serves; only `promote` moves
+`stable`, and `rollback` moves it back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from llm_tuner.models.llamacpp import Embedded
+from llm_tuner.models.ollama import QWEN_TEMPLATE, Ollama, OllamaServer
+from llm_tuner.models.versions import Versions
+from llm_tuner.types import (
+    GREEDY,
+    ChatOptions,
+    Event,
+    Json,
+    Message,
+    Reply,
+    ToolSpec,
+    UnknownModel,
+    Value,
+    content_hash,
+)
+
+
+class Served(Value):
+    """A model that a runtime can open. `reference` is the runtime's own name for it, `gguf` the file it was made of."""
+
+    reference: str
+    gguf: Path
+    sha256: str
+
+
+class Model(Protocol):
+    """An opened model: it answers, and it shows what it makes of a conversation."""
+
+    @property
+    def name(self) -> str: ...
+
+    def chat(
+        self, messages: Sequence[Message], tools: Sequence[ToolSpec] = (), options: ChatOptions = GREEDY
+    ) -> Reply: ...
+
+    def render(
+        self, messages: Sequence[Message], tools: Sequence[ToolSpec] = (), generation_prompt: bool = True
+    ) -> str: ...
+
+    def tokenize(self, text: str) -> list[int]: ...
+
+
+class Runtime(Protocol):
+    """The verbs that the loop uses. `name` is the tuned model's name, without an alias."""
+
+    kind: str
+
+    def identity(self) -> dict[str, str]: ...
+
+    def stock(self, name: str, gguf: Path, sha256: str) -> Generator[Event, None, Served]: ...
+
+    def stable(self, name: str) -> Served | None: ...
+
+    def open(self, served: Served) -> AbstractContextManager[Model]: ...
+
+    def install(self, name: str, gguf: Path, lineage: dict[str, Json]) -> Generator[Event, None, Served]: ...
+
+    def promote(self, name: str) -> str: ...
+
+    def rollback(self, name: str) -> str: ...
+
+
+class EmbeddedRuntime:
+    """llama.cpp in a child process; versions and aliases are files (`Versions`)."""
+
+    kind = "embedded"
+
+    def __init__(self, versions: Versions | None = None, *, context: int = 8192) -> None:
+        self.versions = versions or Versions()
+        self.context = context
+
+    def identity(self) -> dict[str, str]:
+        """What makes two measurements through this runtime comparable."""
+        return {"runtime": self.kind, "context": str(self.context)}
+
+    def stock(self, name: str, gguf: Path, sha256: str) -> Generator[Event, None, Served]:
+        """The untuned base needs no installing: it is served from where it lies."""
+        yield Event(step="install", message=f"{gguf.name} is served as it is")
+        return Served(reference="stock", gguf=gguf, sha256=sha256)
+
+    def stable(self, name: str) -> Served | None:
+        return self._at(name, "stable") if name in self.versions.names() else None
+
+    def _at(self, name: str, alias: str) -> Served | None:
+        if alias not in self.versions.aliases(name):
+            return None
+        reference = f"{name}:{alias}"
+        return Served(
+            reference=reference,
+            gguf=self.versions.path(reference),
+            sha256=self.versions.version(reference).sha256,
+        )
+
+    @contextmanager
+    def open(self, served: Served) -> Iterator[Model]:
+        with Embedded(served.gguf, name=served.reference, context=self.context) as model:
+            yield model
+
+    def install(self, name: str, gguf: Path, lineage: dict[str, Json]) -> Generator[Event, None, Served]:
+        yield Event(step="install", message=f"installing {name}:candidate")
+        version = self.versions.install(name, gguf, lineage)
+        yield Event(step="install", message=f"{name}:candidate is {version.version}", done=1, total=1)
+        reference = f"{name}:candidate"
+        return Served(reference=reference, gguf=self.versions.path(reference), sha256=version.sha256)
+
+    def promote(self, name: str) -> str:
+        return self.versions.promote(name).version
+
+    def rollback(self, name: str) -> str:
+        return self.versions.rollback(name).version
+
+
+class OllamaRuntime:
+    """An Ollama server: aliases are tags (`name:candidate`, `name:stable`, `name:previous`), moved by /api/copy.
+
+    `template` is the Go template given to every model made here; it must be the one that training rendered with.
+    """
+
+    kind = "ollama"
+
+    def __init__(self, host: str | None = None, *, context: int = 8192, template: str = QWEN_TEMPLATE) -> None:
+        self.host = host
+        self.server = OllamaServer(host)
+        self.context = context
+        self.template = template
+        self._base: Path | None = None
+
+    def identity(self) -> dict[str, str]:
+        """Server, context and template decide what a measurement means."""
+        template = content_hash(self.template)
+        return {"runtime": self.kind, "context": str(self.context), "host": self.server.url, "template": template}
+
+    def stock(self, name: str, gguf: Path, sha256: str) -> Generator[Event, None, Served]:
+        """The base as `name:stock`, with the same template as the tuned one: the comparison is of weights alone."""
+        self.server.version()
+        self._base = gguf
+        yield from self._create(f"{name}:stock", gguf)
+        return Served(reference=f"{name}:stock", gguf=gguf, sha256=sha256)
+
+    def _create(self, tag: str, gguf: Path) -> Generator[Event, None, None]:
+        parameters: dict[str, Json] = {"num_ctx": self.context, "temperature": 0}
+        yield from self.server.create(tag, gguf, template=self.template, parameters=parameters)
+
+    def stable(self, name: str) -> Served | None:
+        found = self._digests().get(f"{name}:stable")
+        if found is None or self._base is None:
+            return None
+        return Served(reference=f"{name}:stable", gguf=self._base, sha256=found)
+
+    def _digests(self) -> dict[str, str]:
+        return {str(model["name"]): str(model["digest"]) for model in self.server.models()}
+
+    @contextmanager
+    def open(self, served: Served) -> Iterator[Model]:
+        """Rendered by Ollama; tokenised by the embedded runtime on the same file, since Ollama offers no tokenizer."""
+        backend = Ollama(served.reference, self.host, self.context)
+        model = _WithTokenizer(backend, served.gguf)
+        try:
+            yield model
+        finally:
+            model.close()
+
+    def install(self, name: str, gguf: Path, lineage: dict[str, Json]) -> Generator[Event, None, Served]:
+        yield from self._create(f"{name}:candidate", gguf)
+        digest = self._digests().get(f"{name}:candidate", "")
+        return Served(reference=f"{name}:candidate", gguf=gguf, sha256=digest)
+
+    def promote(self, name: str) -> str:
+        digests = self._digests()
+        candidate, stable = digests.get(f"{name}:candidate"), digests.get(f"{name}:stable")
+        if candidate is None:
+            raise UnknownModel(f'"{name}" has no candidate in Ollama ({self._found(name)}). Run: llm-tuner tune')
+        if stable not in (None, candidate):
+            self.server.copy(f"{name}:stable", f"{name}:previous")
+        self.server.copy(f"{name}:candidate", f"{name}:stable")
+        self.server.delete(f"{name}:candidate")
+        return candidate[:12]
+
+    def rollback(self, name: str) -> str:
+        if f"{name}:previous" not in self._digests():
+            raise UnknownModel(
+                f'"{name}" has no earlier stable in Ollama ({self._found(name)}). Only a promotion leaves one.'
+            )
+        self.server.copy(f"{name}:previous", f"{name}:stable")
+        self.server.delete(f"{name}:previous")
+        return self._digests()[f"{name}:stable"][:12]
+
+    def _found(self, name: str) -> str:
+        return "found: " + (", ".join(tag for tag in self._digests() if tag.startswith(f"{name}:")) or "none")
+
+
+class _WithTokenizer:
+    """An Ollama model whose token ids come from the embedded runtime, started only when they are asked for."""
+
+    def __init__(self, backend: Ollama, gguf: Path) -> None:
+        self._backend = backend
+        self._gguf = gguf
+        self._tokenizer: Embedded | None = None
+
+    @property
+    def name(self) -> str:
+        return self._backend.name
+
+    def chat(self, messages: Sequence[Message], tools: Sequence[ToolSpec] = (), options: ChatOptions = GREEDY) -> Reply:
+        return self._backend.chat(messages, tools, options)
+
+    def render(
+        self, messages: Sequence[Message], tools: Sequence[ToolSpec] = (), generation_prompt: bool = True
+    ) -> str:
+        return self._backend.render(messages, tools, generation_prompt)
+
+    def tokenize(self, text: str) -> list[int]:
+        if self._tokenizer is None:
+            self._tokenizer = Embedded(self._gguf, context=512)
+        return self._tokenizer.tokenize(text)
+
+    def close(self) -> None:
+        if self._tokenizer is not None:
+            self._tokenizer.close()
+        self._backend.close()

@@ -1,0 +1,124 @@
+"""The base model for training: the dequantised weights of the very GGUF that is served, with LoRA on its linear layers.
+
+Not a download and not a converter: the file is already there. Training on another copy of the weights (the publisher's
+16-bit ones) would tune a model that nobody serves.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import struct
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal
+
+from llm_tuner.types import CorruptModel, MissingExtra
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""What LoRA adapts: every linear layer of a Llama-like block (QLoRA, Dettmers et al. 2023, section 4)."""
+
+
+def require_torch() -> Any:
+    """torch, or the sentence that says how to get it."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is first imported, which torch does
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingExtra(
+            "Training needs PyTorch, which is not installed. Run: pip install 'llm-tuner[train]'"
+        ) from error
+    return torch
+
+
+def choose_precision(wanted: Precision) -> Any:
+    """The torch dtype to train in. "auto" takes bfloat16 on a GPU that has it, and on a CPU only where a bfloat16
+    product is measured to be faster than a float32 one (with AVX512-BF16 or AMX it is, without them it is slower)."""
+    torch = require_torch()
+    if wanted != "auto":
+        return getattr(torch, wanted)
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if _seconds(torch.bfloat16) < _seconds(torch.float32) else torch.float32
+
+
+def _seconds(dtype: Any) -> float:
+    torch = require_torch()
+    a = torch.ones(512, 1024, dtype=dtype)
+    b = torch.ones(1024, 1024, dtype=dtype)
+    best = float("inf")
+    for _ in range(4):
+        start = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def bound_memory() -> None:
+    """Makes glibc give large freed blocks back: one arena, and blocks of 4 MB or more mapped on their own.
+
+    Without it the heap of a training process grows from step to step (docs/log.md: 9.2 GB after four steps against
+    5.8 GB). Does nothing where there is no glibc (mallopt(3): M_ARENA_MAX = -8, M_MMAP_THRESHOLD = -3).
+    """
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-8, 1)
+        libc.mallopt(-3, 4 << 20)
+
+
+def load_base(gguf: Path, dtype: Any) -> Any:
+    """A transformers causal model with the GGUF's weights, dequantised to `dtype`, in training mode, on the GPU if any.
+
+    Raises CorruptModel when the file cannot be read as a model of a known architecture.
+    """
+    torch = require_torch()
+    try:
+        with quiet():
+            from transformers import AutoModelForCausalLM, GgufConfig
+
+            model = AutoModelForCausalLM.from_pretrained(
+                str(gguf.parent),
+                gguf_file=gguf.name,
+                quantization_config=GgufConfig(dequantize=True),
+                dtype=dtype,
+                attn_implementation="sdpa",
+            )
+    except (ValueError, OSError, KeyError, RuntimeError, struct.error) as error:
+        raise CorruptModel(f"Cannot load {gguf} for training: {error}") from error
+    model.config.use_cache = False
+    return model.to("cuda") if torch.cuda.is_available() else model
+
+
+def with_lora(model: Any, *, r: int, alpha: int, dropout: float, targets: tuple[str, ...]) -> Any:
+    """The model with a fresh LoRA adapter (Hu et al. 2021): B = 0, so the first step starts at the base model."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets), bias="none", task_type="CAUSAL_LM"
+    )
+    with quiet():
+        return get_peft_model(model, config)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps the libraries' own progress bars and notices off the terminal: progress is ours to report."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging as hf_logging
+
+    level = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    logging.getLogger("gguf").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        hf_logging.set_verbosity(level)

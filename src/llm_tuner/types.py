@@ -1,0 +1,493 @@
+"""The words that every room speaks: frozen values, two protocols, the error tree.
+
+No I/O, no behaviour beyond naming and hashing. One word per thing, no synonyms anywhere (docs/glossary.md).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Json = Any
+"""A JSON value: None, bool, int, float, str, list or dict of these."""
+
+
+def canonical_json(value: Json) -> str:
+    """The one JSON text of a value: sorted keys, no spaces, UTF-8 kept. Hash this, never `str(value)`."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
+def content_hash(value: Json) -> str:
+    """16 hex digits (64 bits) of the SHA-256 of the value's canonical JSON."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
+
+
+class Value(BaseModel):
+    """A frozen value. Unknown keys are errors: a record written by another version must not lose fields silently."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+# --------------------------------------------------------------------------------------------------- tools and calls
+
+
+class ToolSpec(Value):
+    """A tool as its server describes it. `parameters` is the original JSON Schema, never rebuilt."""
+
+    name: str
+    description: str = ""
+    parameters: dict[str, Json] = Field(default_factory=lambda: {"type": "object", "properties": {}})
+    server: str = ""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes when the name, the description or the schema changes; the server's name does not count."""
+        return content_hash([self.name, self.description, self.parameters])
+
+    def openai(self) -> dict[str, Json]:
+        """The wrapping that chat templates and OpenAI-style servers take."""
+        function = {"name": self.name, "description": self.description, "parameters": self.parameters}
+        return {"type": "function", "function": function}
+
+
+class ToolCall(Value):
+    """A call that a model made. A bad one is a value too: then `error` says what is wrong with `raw`."""
+
+    name: str
+    arguments: dict[str, Json] = Field(default_factory=dict)
+    id: str = ""
+    raw: str = ""
+    error: str = ""
+
+
+class ToolResult(Value):
+    """What a tool answered. `content` is untrusted text."""
+
+    call_id: str = ""
+    content: str = ""
+    is_error: bool = False
+
+
+class Message(Value):
+    """One turn. A conversation is a tuple of them.
+
+    `tool_calls` holds what the runtime itself surfaced (the *native* calls). `text_calls` holds the calls that a
+    dialect found written in `text`: what the *lenient* reading adds.
+    """
+
+    role: Literal["system", "user", "assistant", "tool"]
+    text: str = ""
+    thinking: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    text_calls: tuple[ToolCall, ...] = ()
+    result: ToolResult | None = None
+
+
+# ------------------------------------------------------------------------------------------------------------- tasks
+
+
+class ExactCalls(Value):
+    """These calls, with these arguments, in any order unless `ordered`. Leaving out an argument or passing its schema
+    default mean the same."""
+
+    kind: Literal["exact"] = "exact"
+    calls: tuple[ToolCall, ...]
+    ordered: bool = False
+
+
+class AllowedCall(Value):
+    """One call whose every argument has a list of allowed values; `""` among them: it may be left out (BFCL)."""
+
+    name: str
+    arguments: dict[str, list[Json]] = Field(default_factory=dict)
+
+
+class AllowedCalls(Value):
+    """These calls, each argument with one of its allowed values; in any order unless `ordered`."""
+
+    kind: Literal["allowed"] = "allowed"
+    calls: tuple[AllowedCall, ...]
+    ordered: bool = False
+
+
+class NoCall(Value):
+    """No tool fits or a value is missing: a right answer calls nothing. `reply` is a reference text for training."""
+
+    kind: Literal["none"] = "none"
+    reply: str = ""
+
+
+Expectation = Annotated[ExactCalls | AllowedCalls | NoCall, Field(discriminator="kind")]
+
+Side = Literal["train", "held-out"]
+HELD_OUT_SHARE = 0.2
+
+
+class Task(Value):
+    """A request with its tools and what a right answer looks like.
+
+    `id` is the content hash of messages, tools and expectation. `split` fixes the side; where it is empty the hash of
+    the *request text* decides, so that one request never stands on both sides with two catalogues.
+    """
+
+    messages: tuple[Message, ...]
+    tools: tuple[ToolSpec, ...]
+    expect: Expectation
+    category: str = ""
+    source: str = ""
+    licence: str = ""
+    language: str = ""
+    split: Side | None = None
+    tags: dict[str, str] = Field(default_factory=dict)
+
+    @cached_property
+    def id(self) -> str:
+        return content_hash(
+            [
+                [m.model_dump(exclude_defaults=True) for m in self.messages],
+                [[t.name, t.description, t.parameters] for t in self.tools],
+                self.expect.model_dump(),
+            ]
+        )
+
+    @property
+    def request(self) -> str:
+        """The last thing the user said."""
+        return next((m.text for m in reversed(self.messages) if m.role == "user"), "")
+
+    @property
+    def side(self) -> Side:
+        if self.split is not None:
+            return self.split
+        words = " ".join(self.request.split()).casefold()
+        share = int(hashlib.sha256(words.encode()).hexdigest()[:8], 16) / 0x1_0000_0000
+        return "held-out" if share < HELD_OUT_SHARE else "train"
+
+
+# ---------------------------------------------------------------------------------------------------------- attempts
+
+
+class Usage(Value):
+    """Tokens, as the runtime counted them."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Timing(Value):
+    """Milliseconds, wall clock, seen from the client; `prompt_ms` and `generate_ms` as the runtime reports them."""
+
+    total_ms: float = 0.0
+    first_token_ms: float | None = None
+    prompt_ms: float | None = None
+    generate_ms: float | None = None
+
+
+class ChatOptions(Value):
+    """How to decode. `parallel`: the runtime may surface more than one call in a turn."""
+
+    temperature: float = 0.0
+    max_tokens: int = 256
+    seed: int = 0
+    parallel: bool = True
+
+
+GREEDY = ChatOptions()
+"""Temperature 0: what measuring uses unless told otherwise."""
+
+
+class Reply(Value):
+    """One answer of a backend. `finish`: "stop", "length", "tool_calls" or what the runtime said."""
+
+    message: Message
+    usage: Usage = Usage()
+    timing: Timing = Timing()
+    finish: str = ""
+
+
+Reason = Literal[
+    "ok",
+    "no_call",  # a call was wanted, none was made
+    "call_as_text",  # a call was written as text: the runtime surfaced none
+    "unwanted_call",  # no call was wanted, one was made (natively or as text)
+    "broken_call",  # a call could not be read (broken JSON, no name)
+    "unknown_tool",  # a name that was not offered
+    "wrong_tool",  # an offered tool, but not the expected one
+    "wrong_count",  # fewer or more calls than expected
+    "wrong_order",
+    "missing_parameter",
+    "unexpected_parameter",
+    "wrong_type",
+    "wrong_value",
+    "backend_error",  # the model could not be asked, or it timed out
+]
+
+
+class Verdict(Value):
+    """The judge's word on one attempt. `score` is 1.0 exactly when `ok`."""
+
+    ok: bool
+    selection_ok: bool
+    parameters_ok: bool
+    score: float
+    reason: Reason
+    detail: str = ""
+
+
+class Attempt(Value):
+    """One try at one task by one backend: the record that data, training, evaluation and feedback all share."""
+
+    task_id: str
+    backend: str
+    messages: tuple[Message, ...] = ()
+    results: tuple[ToolResult, ...] = ()
+    usage: Usage = Usage()
+    timing: Timing = Timing()
+    error: str = ""
+    verdict: Verdict | None = None
+
+
+class Row(Value):
+    """A training example: the token ids of a prompt and of its completion, exactly as the serving runtime made them.
+
+    Loss falls on `completion_ids` only; its last id is the token that ends the turn. `prompt` and `completion` are the
+    same in text, kept for people and for the parity check.
+    """
+
+    task_id: str
+    prompt: str
+    completion: str
+    prompt_ids: tuple[int, ...] = Field(min_length=2)
+    completion_ids: tuple[int, ...] = Field(min_length=1)
+
+    @property
+    def length(self) -> int:
+        """Tokens of the whole row."""
+        return len(self.prompt_ids) + len(self.completion_ids)
+
+
+# ---------------------------------------------------------------------------------------------------- reports, gates
+
+
+class Rate(Value):
+    """`k` of `n`, with its 95 % Wilson score interval (Wilson 1927). All None where n = 0."""
+
+    k: int
+    n: int
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+class Latency(Value):
+    """End-to-end milliseconds a request, over `n` requests; `tokens_per_s` is generated tokens over generation time."""
+
+    n: int = 0
+    p50_ms: float | None = None
+    p95_ms: float | None = None
+    first_token_p50_ms: float | None = None
+    tokens_per_s: float | None = None
+
+
+class Report(Value):
+    """What a suite measured of a backend.
+
+    `rates` are over the whole suite, `groups` over parts of it (`groups["language"]["ja"]["selection"]`).
+    `verdicts` (native reading) by task id make two reports comparable task by task; `wanted` are the ids of the tasks
+    that want a call.
+    """
+
+    suite: str
+    suite_hash: str
+    backend: str
+    n: int
+    rates: dict[str, Rate]
+    groups: dict[str, dict[str, dict[str, Rate]]] = Field(default_factory=dict)
+    latency: Latency = Latency()
+    reasons: dict[str, int] = Field(default_factory=dict)
+    verdicts: dict[str, Verdict] = Field(default_factory=dict)
+    wanted: tuple[str, ...] = ()
+    machine: dict[str, str] = Field(default_factory=dict)
+    model_sha256: str = ""
+
+
+class Check(Value):
+    """One rule of the gate, and what it saw."""
+
+    rule: str
+    passed: bool
+    sentence: str
+
+
+class Decision(Value):
+    """The gate's word. `promote` is true exactly when every check passed."""
+
+    promote: bool
+    checks: tuple[Check, ...]
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        return tuple(c.sentence for c in self.checks)
+
+
+class Run(Value):
+    """One finished step: where a served model comes from. `key` is the hash of kind, config and inputs."""
+
+    id: str
+    kind: str
+    key: str
+    config: dict[str, Json] = Field(default_factory=dict)
+    inputs: dict[str, str] = Field(default_factory=dict)
+    outputs: dict[str, str] = Field(default_factory=dict)
+    metrics: dict[str, Json] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+    seed: int = 0
+    started: str = ""
+    finished: str = ""
+    seconds: float = 0.0
+
+
+class Event(Value):
+    """A sign of life from a long step. `done` of `total` in `unit` (0 = unknown); the caller decides how to show it.
+
+    A long step is a generator of events whose return value is its result: `run = yield from step(config, inputs)`.
+    """
+
+    step: str
+    message: str = ""
+    done: float = 0
+    total: float = 0
+    unit: str = ""
+    data: dict[str, Json] = Field(default_factory=dict)
+
+
+# ---------------------------------------------------------------------------------------------------------- protocols
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """A model as served. `chat` never raises for what the model writes, only when it cannot be reached (ModelError)."""
+
+    @property
+    def name(self) -> str: ...
+
+    def chat(
+        self, messages: Sequence[Message], tools: Sequence[ToolSpec] = (), options: ChatOptions = GREEDY
+    ) -> Reply: ...
+
+
+@runtime_checkable
+class Renderer(Protocol):
+    """What a runtime makes of a conversation: the exact text, its token ids. Training takes its bytes from here."""
+
+    def render(
+        self, messages: Sequence[Message], tools: Sequence[ToolSpec] = (), generation_prompt: bool = True
+    ) -> str: ...
+
+    def tokenize(self, text: str) -> list[int]: ...
+
+
+@runtime_checkable
+class Toolbox(Protocol):
+    """Tools that can be called. `call` never raises for what a tool does: a failure is a ToolResult with is_error."""
+
+    def specs(self) -> tuple[ToolSpec, ...]: ...
+
+    def call(self, call: ToolCall) -> ToolResult: ...
+
+
+# ------------------------------------------------------------------------------------------------------------- errors
+
+
+class TunerError(Exception):
+    """Every error that llm-tuner raises on purpose. The message says what happened, what was found, what to do."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class SetupError(TunerError):
+    """Yours to fix: a missing extra, a bad option, no space. No traceback is shown."""
+
+    exit_code = 4
+
+
+class DiskFull(SetupError):
+    exit_code = 5
+
+
+class MissingExtra(SetupError):
+    exit_code = 6
+
+
+class ModelError(TunerError):
+    exit_code = 10
+
+
+class UnknownModel(ModelError):
+    exit_code = 11
+
+
+class ChecksumMismatch(ModelError):
+    exit_code = 12
+
+
+class CorruptModel(ModelError):
+    exit_code = 13
+
+
+class SourceUnreachable(ModelError):
+    exit_code = 14
+
+
+class RuntimeUnavailable(ModelError):
+    exit_code = 15
+
+
+class RuntimeTooOld(ModelError):
+    exit_code = 16
+
+
+class TemplateMismatch(ModelError):
+    exit_code = 17
+
+
+class ToolError(TunerError):
+    exit_code = 20
+
+
+class ServerStartError(ToolError):
+    exit_code = 21
+
+
+class DataError(TunerError):
+    exit_code = 30
+
+
+class EmptyData(DataError):
+    exit_code = 31
+
+
+class TrainingError(TunerError):
+    exit_code = 40
+
+
+class TrainingInterrupted(TrainingError):
+    exit_code = 41
+
+
+GATE_REFUSED = 3
+"""Exit code of a command whose work succeeded but whose gate refused the candidate."""
+
+
+def by_name(tools: Sequence[ToolSpec]) -> Mapping[str, ToolSpec]:
+    """Tools by their name; the first wins."""
+    out: dict[str, ToolSpec] = {}
+    for tool in tools:
+        out.setdefault(tool.name, tool)
+    return out

@@ -1,0 +1,227 @@
+"""Measuring: one attempt a task, kept as it comes, resumed, and added up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_tuner.evaluation.measure import ATTEMPTS, latency, measure, tally
+from llm_tuner.evaluation.suite import Suite
+from llm_tuner.scoring import gold_attempt
+from llm_tuner.types import (
+    GREEDY,
+    Attempt,
+    ChatOptions,
+    DataError,
+    EmptyData,
+    Event,
+    ExactCalls,
+    Expectation,
+    Message,
+    ModelError,
+    NoCall,
+    Reply,
+    Report,
+    RuntimeUnavailable,
+    Task,
+    Timing,
+    ToolCall,
+    ToolSpec,
+    Usage,
+)
+
+CLOCK = ToolSpec(name="clock", server="time", parameters={"type": "object", "properties": {"zone": {"type": "string"}}})
+FETCH = ToolSpec(name="fetch", server="web")
+RIGHT = ToolCall(name="clock", arguments={"zone": "JST"})
+
+
+def task(text: str, expect: Expectation, tools: tuple[ToolSpec, ...] = (CLOCK, FETCH), **words: Any) -> Task:
+    return Task(messages=(Message(role="user", text=text),), tools=tools, expect=expect, **words)
+
+
+WANTED = ExactCalls(calls=(RIGHT,))
+SUITE = Suite(
+    name="s",
+    tasks=(
+        task("right", WANTED, language="en", tags={"seen": "yes"}),
+        task("other catalogue", WANTED, (CLOCK,), language="ja", tags={"seen": "no"}),
+        task("as text", WANTED, language="ja"),
+        task("wrong value", WANTED, category="time", tags={"seen": "no"}),
+        task("silent", NoCall(reply="No.")),
+        task("talkative", NoCall()),
+        task("broken", WANTED),
+        task("down", WANTED),
+    ),
+)
+
+
+class Scripted:
+    """A backend that answers by the request's words, and remembers what it was asked."""
+
+    name = "scripted"
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.asked: list[str] = []
+        self.error = error
+
+    def chat(self, messages: Sequence[Message], tools: Sequence[ToolSpec] = (), options: ChatOptions = GREEDY) -> Reply:
+        text = messages[-1].text
+        self.asked.append(text)
+        if self.error:
+            raise self.error
+        if text == "down":
+            raise ModelError("the prompt is too long")
+        made: dict[str, Message] = {
+            "as text": Message(role="assistant", text_calls=(RIGHT,)),
+            "wrong value": Message(role="assistant", tool_calls=(ToolCall(name="clock", arguments={"zone": "UTC"}),)),
+            "silent": Message(role="assistant", text="No."),
+            "broken": Message(role="assistant", tool_calls=(ToolCall(name="clock", error="broken JSON"),)),
+        }
+        message = made.get(text, Message(role="assistant", tool_calls=(RIGHT,)))
+        usage = Usage(prompt_tokens=10, completion_tokens=20)
+        return Reply(message=message, usage=usage, timing=Timing(total_ms=100, first_token_ms=10, generate_ms=50))
+
+
+Result = tuple[Report, list[Attempt]]
+
+
+def run(steps: Generator[Event, None, Result]) -> tuple[Result, list[Event]]:
+    events: list[Event] = []
+    while True:
+        try:
+            events.append(next(steps))
+        except StopIteration as end:
+            return end.value, events
+
+
+def test_rates_groups_and_events() -> None:
+    backend = Scripted()
+    (report, attempts), events = run(measure(SUITE, backend, machine={"cpu": "2"}, sha256="ab"))
+    counts = {name: (rate.k, rate.n) for name, rate in report.rates.items()}
+    assert counts == {
+        "ok": (3, 8),
+        "native_rate": (4, 6),
+        "selection": (3, 6),
+        "parameters": (2, 6),
+        "parameters_given_selection": (2, 3),
+        "selection_lenient": (4, 6),
+        "parameters_lenient": (3, 6),
+        "no_call": (1, 2),
+        "valid_json": (5, 6),
+    }
+    assert report.reasons == {
+        "ok": 3,
+        "call_as_text": 1,
+        "wrong_value": 1,
+        "unwanted_call": 1,
+        "broken_call": 1,
+        "backend_error": 1,
+    }
+    assert {k: sorted(v) for k, v in report.groups.items()} == {
+        "category": ["time"],
+        "language": ["en", "ja"],
+        "seen": ["no", "yes"],
+        "server": ["time"],
+    }
+    assert report.groups["language"]["ja"]["selection"].n == 2
+    assert (report.n, report.machine, report.model_sha256, report.suite_hash) == (8, {"cpu": "2"}, "ab", SUITE.hash)
+    assert [attempt.task_id for attempt in attempts] == [task.id for task in SUITE.tasks]
+    assert backend.asked[-1] == "other catalogue"  # its catalogue is another one
+    assert [event.done for event in events] == list(range(1, 9))
+    assert events[0].data["ok"] == 1.0
+    assert report.latency.model_dump() == {
+        "n": 7,
+        "p50_ms": 100,
+        "p95_ms": 100,
+        "first_token_p50_ms": 10,
+        "tokens_per_s": 400,
+    }
+
+
+def test_gold_answers_give_a_perfect_report() -> None:
+    report = tally(SUITE, [gold_attempt(task) for task in SUITE.tasks], backend="gold")
+    assert {name for name, rate in report.rates.items() if rate.value != 1.0} == set()
+
+
+def test_attempts_are_kept_and_failed_ones_asked_again(tmp_path: Path) -> None:
+    first, _ = run(measure(SUITE, Scripted(), out=tmp_path))
+    again = Scripted()
+    second, _ = run(measure(SUITE, again, out=tmp_path))
+    assert again.asked == ["down"]
+    assert second[0] == first[0]
+
+
+def cut_in_half(data: bytes) -> bytes:
+    return data[: len(data) - 40]
+
+
+def cut_the_newline(data: bytes) -> bytes:
+    return data[:-1]
+
+
+@pytest.mark.parametrize(("damage", "asked"), [(cut_in_half, 2), (cut_the_newline, 1)])
+def test_resume_after_a_kill(tmp_path: Path, damage: Callable[[bytes], bytes], asked: int) -> None:
+    tasks = SUITE.tasks[:4]
+    short = Suite(name="s", tasks=tasks[:3])
+    run(measure(short, Scripted(), out=tmp_path))
+    path = tmp_path / ATTEMPTS
+    path.write_bytes(damage(path.read_bytes()))
+    backend = Scripted()
+    (report, _), _ = run(measure(Suite(name="s", tasks=tasks), backend, out=tmp_path))
+    assert (report.n, len(backend.asked)) == (4, asked)
+    assert len(path.read_text(encoding="utf-8").splitlines()) == 4
+
+
+def test_a_bad_line_in_the_middle_and_a_foreign_file_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / ATTEMPTS
+    run(measure(SUITE, Scripted(), out=tmp_path))
+    good = Attempt(task_id="t", backend="scripted").model_dump_json()
+    path.write_text(f"oops\n{good}\n", encoding="utf-8")
+    with pytest.raises(DataError, match="line 1"):
+        run(measure(SUITE, Scripted(), out=tmp_path))
+
+
+@pytest.mark.parametrize("other", [{"sha256": "another file"}, {"options": ChatOptions(max_tokens=9)}])
+def test_a_name_that_stands_for_another_model_now_does_not_reuse_old_attempts(tmp_path: Path, other: Any) -> None:
+    run(measure(SUITE, Scripted(), out=tmp_path, sha256="this file"))
+    with pytest.raises(DataError, match="another model or other options"):
+        run(measure(SUITE, Scripted(), out=tmp_path, **{"sha256": "this file", **other}))
+
+
+def test_an_unreachable_backend_ends_the_measurement() -> None:
+    backend = Scripted(RuntimeUnavailable("Nothing answers at the address."))
+    with pytest.raises(RuntimeUnavailable):
+        run(measure(SUITE, backend))
+    assert len(backend.asked) == 3
+
+
+def test_other_errors_do_not_end_it() -> None:
+    (report, _), _ = run(measure(SUITE, Scripted(ModelError("too long"))))
+    assert report.reasons == {"backend_error": 8}
+    assert report.latency.n == 0
+
+
+def test_a_task_that_stands_twice_is_asked_once() -> None:
+    backend = Scripted()
+    (report, attempts), _ = run(measure(Suite(name="s", tasks=SUITE.tasks[:1] * 2), backend))
+    assert (report.n, len(attempts), len(backend.asked)) == (1, 1, 1)
+
+
+def test_an_empty_suite_is_an_error() -> None:
+    with pytest.raises(EmptyData, match="holds no task"):
+        run(measure(Suite(name="none", tasks=()), Scripted()))
+
+
+def test_latency_of_one_and_of_none() -> None:
+    one = Attempt(task_id="t", backend="b", timing=Timing(total_ms=7))
+    assert latency([one]).p95_ms == 7
+    assert latency([]).p50_ms is None
+
+
+def test_tags_with_many_values_do_not_group() -> None:
+    tasks = tuple(task(str(i), NoCall(), tags={"row": str(i), "half": str(i % 2)}) for i in range(20))
+    suite = Suite(name="s", tasks=tasks)
+    assert set(tally(suite, [gold_attempt(t) for t in tasks], backend="gold").groups) == {"half"}

@@ -1,0 +1,194 @@
+"""Reports for people: complete in both languages, self-contained, and inert whatever a model wrote."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from llm_tuner.evaluation.intervals import rate
+from llm_tuner.evaluation.measure import tally
+from llm_tuner.evaluation.render import RATES, Failure, failures, to_html, to_markdown, write
+from llm_tuner.evaluation.suite import Suite
+from llm_tuner.evaluation.wording import WORDS
+from llm_tuner.scoring import gold_attempt, score
+from llm_tuner.types import (
+    AllowedCall,
+    AllowedCalls,
+    Attempt,
+    Check,
+    Decision,
+    ExactCalls,
+    Message,
+    NoCall,
+    Report,
+    Task,
+    ToolCall,
+    ToolSpec,
+)
+
+NASTY = "<script>alert(1)</script> | `x` [a](http://evil.example) ![b](http://evil.example/i.png) \"'><img src=x>"
+CLOCK = ToolSpec(name="clock", server="time", parameters={"type": "object", "properties": {"zone": {"type": "string"}}})
+
+
+def task(text: str, call: bool = True) -> Task:
+    wanted = ExactCalls(calls=(ToolCall(name="clock", arguments={"zone": "JST"}),)) if call else NoCall()
+    return Task(messages=(Message(role="user", text=text),), tools=(CLOCK,), expect=wanted, language="ja")
+
+
+SUITE = Suite(name="hub & more", tasks=(task(NASTY), task("b"), task("c"), task("d", call=False)))
+
+
+def attempts(right: int) -> list[Attempt]:
+    out = []
+    for number, one in enumerate(SUITE.tasks):
+        wrong = Attempt(task_id=one.id, backend="old", messages=(Message(role="assistant", text=NASTY),))
+        attempt = gold_attempt(one) if number < right else wrong
+        out.append(attempt.model_copy(update={"verdict": score(one, attempt)}))
+    return out
+
+
+def report(right: int, name: str) -> Report:
+    return tally(SUITE, attempts(right), backend=name, machine={"cpu": NASTY}, sha256="ab" * 32)
+
+
+BEFORE, AFTER = report(1, "old"), report(3, "new")
+DECISION = Decision(
+    promote=False,
+    checks=(Check(rule="a", passed=True, sentence="It is better."), Check(rule="b", passed=False, sentence=NASTY)),
+)
+CURVE = [(1, 2.5), (2, 1.25), (3, 0.5)]
+
+
+class Page(HTMLParser):
+    """The tags, the attributes and the text of a page; raises where tags do not close."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.links: list[str] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "action")]
+        if tag not in ("meta", "rect", "path", "polyline"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.mark.parametrize("language", ["en", "ja"])
+def test_the_page_is_whole_self_contained_and_inert(language: str) -> None:
+    failed = failures(SUITE, attempts(0))
+    text = to_html(BEFORE, AFTER, DECISION, curve=CURVE, failures=failed, language=language)  # type: ignore[arg-type]
+    page = Page(text)
+    assert not page.tags & {"script", "img", "link", "iframe"}
+    assert page.links == []
+    assert "url(" not in text
+    assert "@import" not in text
+    assert NASTY in page.text
+    assert "prefers-color-scheme: dark" in text
+    assert {"svg", "polyline"} <= page.tags
+    words = WORDS["ja" if language == "ja" else "en"]
+    for heading in ("title", "refused", "rates", "changes", "groups", "reasons", "latency", "curve", "failures"):
+        assert words[heading] in page.text
+    assert "50.0 %" in page.text  # two of four right before: the first, and the one that wants no call
+    assert "hub & more" in page.text
+
+
+def test_one_model_alone_has_no_before() -> None:
+    text = to_html(None, AFTER)
+    page = Page(text)
+    assert WORDS["en"]["changes"] not in page.text
+    assert 'rect class="before"' not in text
+    markdown = to_markdown(None, AFTER)
+    assert "| before |" not in markdown
+    assert "right tool | 100.0 % (44–100 %, 3/3)" in markdown
+
+
+def test_reports_of_different_tasks_stand_side_by_side_without_a_comparison() -> None:
+    other = AFTER.model_copy(update={"verdicts": {}})
+    assert WORDS["en"]["changes"] not in to_markdown(BEFORE, other)
+
+
+def test_markdown_keeps_its_tables_and_shows_text_as_text() -> None:
+    text = to_markdown(BEFORE, AFTER, DECISION, curve=CURVE, failures=failures(SUITE, attempts(0)))
+    assert "<script" not in text
+    assert "<img" not in text
+    assert not re.search(r"(?<!\\)\]\(", text)
+    assert "✓ It is better." in text
+    columns: list[int] = []
+    for line in text.splitlines():
+        bars = len(re.findall(r"(?<!\\)\|", line))
+        if not line.startswith("|"):
+            columns = []
+            continue
+        columns.append(bars)
+        assert columns[0] == bars, line
+
+
+def test_every_word_exists_in_both_languages() -> None:
+    assert WORDS["en"].keys() == WORDS["ja"].keys()
+    assert set(RATES) <= WORDS["en"].keys()
+
+
+def test_failures_show_every_reason_before_a_second_of_one() -> None:
+    broken = Message(role="assistant", tool_calls=(ToolCall(name="clock", raw="{oops", error="broken JSON"),))
+    made = [
+        *attempts(0)[:3],
+        Attempt(task_id=SUITE.tasks[0].id, backend="b", messages=(broken,)),
+        Attempt(task_id=SUITE.tasks[1].id, backend="b", error="timed out"),
+        gold_attempt(SUITE.tasks[2]),
+        Attempt(task_id="elsewhere", backend="b"),
+    ]
+    judged = [
+        attempt.model_copy(update={"verdict": score(one, attempt)})
+        for attempt in made
+        for one in SUITE.tasks
+        if one.id == attempt.task_id
+    ]
+    found = failures(SUITE, judged)
+    assert [failure.reason for failure in found] == ["no_call", "broken_call", "backend_error", "no_call", "no_call"]
+    assert [failure.got for failure in found[1:3]] == ["{oops", "timed out"]
+    assert found[0].expected == 'clock({"zone": "JST"})'
+    assert len(failures(SUITE, judged, limit=2)) == 2
+
+
+def test_long_texts_are_cut_and_allowed_values_are_shown() -> None:
+    wanted = AllowedCalls(calls=(AllowedCall(name="clock", arguments={"zone": ["JST", ""]}),))
+    one = Task(messages=(Message(role="user", text="x" * 5000),), tools=(CLOCK,), expect=wanted)
+    attempt = Attempt(task_id=one.id, backend="b")
+    attempt = attempt.model_copy(update={"verdict": score(one, attempt)})
+    (failure,) = failures(Suite(name="s", tasks=(one,)), [attempt])
+    assert failure == Failure(
+        request="x" * 399 + "…",
+        expected='clock({"zone": ["JST", ""]})',
+        got="",
+        reason="no_call",
+        detail="Expected clock; nothing was called.",
+    )
+
+
+def test_a_report_without_answers_renders() -> None:
+    empty = Report(suite="s", suite_hash="h", backend="b", n=0, rates={"ok": rate(0, 0)})
+    assert Page(to_html(empty, empty, curve=[(1, 1.0), (2, 1.0)])).text
+    assert to_markdown(empty, empty)
+
+
+def test_write(tmp_path: Path) -> None:
+    paths = write(tmp_path / "r", AFTER)
+    assert [path.name for path in paths] == ["report.json", "report.md", "report.html"]
+    assert Report.model_validate_json(paths[0].read_text(encoding="utf-8")) == AFTER

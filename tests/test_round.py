@@ -1,0 +1,138 @@
+"""One small round of the loop with every part real: weights, llama.cpp, tool servers, training, Ollama."""
+
+import time
+
+import pytest
+
+from llm_tuner.data.synthesize import Mix
+from llm_tuner.evaluation.suite import load
+from llm_tuner.loop import Tune, find_run, tune
+from llm_tuner.models.runtimes import EmbeddedRuntime, OllamaRuntime, Served
+from llm_tuner.models.versions import Versions
+from llm_tuner.store import Store
+from llm_tuner.training.sft import SFT
+from llm_tuner.types import ExactCalls, TemplateMismatch, UnknownModel
+
+pytest.importorskip("torch")
+
+CONFIG = Tune(
+    name="small",
+    train=Mix(tasks=24, catalogues=2, sizes=(3, 3), several=0.0, unseen=("git_show", "fetch", "git_log", "git_branch")),
+    held_out=Mix(tasks=10, catalogues=1, sizes=(3, 3), several=0.0),
+    unseen_tasks=2,
+    own_attempts=2,
+    sft=SFT(epochs=2, batch=1, accumulation=6, learning_rate=5e-4),
+)
+
+pytestmark = [pytest.mark.weights, pytest.mark.servers]
+
+
+def drain(steps, seen=None):
+    try:
+        while True:
+            event = next(steps)
+            if seen is not None:
+                seen.append(event)
+    except StopIteration as stop:
+        return stop.value
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    root = tmp_path_factory.mktemp("round")
+    return Store(root / "runs"), EmbeddedRuntime(Versions(root / "models"), context=4096)
+
+
+@pytest.fixture(scope="module")
+def outcome(places):
+    return drain(tune(CONFIG, *places))
+
+
+@pytest.mark.timeout(1500)
+def test_both_sides_are_measured_on_the_same_tasks_and_the_stock_model_calls_nothing_natively(outcome):
+    assert outcome.before.rates["native_rate"].value == 0.0
+    assert outcome.before.n == outcome.after.n == 10
+    assert outcome.before.verdicts.keys() == outcome.after.verdicts.keys()
+    assert outcome.before.model_sha256 != outcome.after.model_sha256
+
+
+def test_every_step_left_a_run_and_lineage_leads_back_to_the_data(outcome, places):
+    store, runtime = places
+    kinds = [run.kind for run in store.runs()]
+    assert sorted(set(kinds)) == ["collect", "evaluate", "promote", "train"]
+    assert kinds.count("evaluate") == 2
+    version = runtime.versions.history("small")[-1]
+    assert version.lineage["runs"] == [find_run(store, "collect", "last").id, find_run(store, "train", "last").id]
+    collected = find_run(store, "collect", "last")
+    assert collected.metrics["train"] == {"made": 24, "accepted": 24}
+    for name in ("report.html", "report.md", "report.ja.html", "decision.json"):
+        assert outcome.files[name]
+    html = (store.folder(find_run(store, "promote", "last")) / "report.html").read_text()
+    assert "<svg" in html
+    assert "http://" not in html.split("<body")[0]
+
+
+def test_the_gate_decides_what_serves(outcome, places):
+    aliases = places[1].versions.aliases("small")
+    assert ("stable" in aliases) == outcome.decision.promote
+    assert ("candidate" in aliases) != outcome.decision.promote
+    with pytest.raises(UnknownModel, match="no earlier stable"):
+        places[1].rollback("small")
+
+
+def test_a_second_run_reuses_everything_and_ends_the_same(outcome, places):
+    seen = []
+    start = time.monotonic()
+    again = drain(tune(CONFIG, *places), seen)
+    assert (again.before, again.after) == (outcome.before, outcome.after)
+    assert again.decision == outcome.decision
+    assert {event.step for event in seen if "reused" in event.data} >= {"collect", "train", "evaluate"}
+    assert time.monotonic() - start < 90
+
+
+def test_another_base_than_was_trained_on_is_caught_before_it_is_measured(outcome, places, smol_gguf):
+    """The parity step: a model whose template differs from the rows is refused."""
+    from llm_tuner.loop import parity_step
+
+    store, runtime = places
+    runs = find_run(store, "collect", "last"), find_run(store, "train", "last")
+    other = Served(reference="other", gguf=smol_gguf, sha256="x")
+    with pytest.raises(TemplateMismatch, match="does not render what it was trained on"):
+        drain(parity_step(store, runtime, other, *runs))
+
+
+@pytest.mark.ollama
+@pytest.mark.timeout(1500)
+def test_the_same_file_through_a_real_ollama_server(outcome, places, ollama_url):
+    """Stock: no tool_calls. The tuned file answers. Then promote twice and roll back, by tags."""
+    store, _ = places
+    trained = find_run(store, "train", "last")
+    runtime = OllamaRuntime(ollama_url, context=4096)
+    base = EmbeddedBase(store, trained)
+    stock = drain(runtime.stock("small", base.gguf, base.sha256))
+    tuned = drain(runtime.install("small", store.folder(trained) / "model.gguf", {}))
+    suite = load(store.folder(find_run(store, "collect", "last")) / "train.jsonl")
+    asked = [task for task in suite.tasks if isinstance(task.expect, ExactCalls)][:4]
+    with runtime.open(stock) as model:
+        assert [model.chat(task.messages, task.tools).message.tool_calls for task in asked] == [()] * 4
+    with runtime.open(tuned) as model:
+        assert all(model.chat(task.messages, task.tools).usage.completion_tokens for task in asked[:2])
+    first = runtime.promote("small")
+    with pytest.raises(UnknownModel, match="no candidate"):
+        runtime.promote("small")
+    with pytest.raises(UnknownModel, match="no earlier stable"):
+        runtime.rollback("small")
+    drain(runtime.install("small", base.gguf, {}))
+    second = runtime.promote("small")
+    assert second != first
+    assert runtime.rollback("small") == first
+
+
+class EmbeddedBase:
+    """The base file that a train run was made of."""
+
+    def __init__(self, store, trained):
+        from llm_tuner.models.sources import fetch
+
+        self.gguf = drain(fetch(CONFIG.base))
+        self.sha256 = trained.inputs["base"]
