@@ -28,6 +28,7 @@ from llm_tuner.models.resources import machine
 from llm_tuner.models.runtimes import Runtime, Served
 from llm_tuner.models.sources import fetch
 from llm_tuner.models.sources.weights import sha256_of
+from llm_tuner.models.vocabulary import indistinct_tokens
 from llm_tuner.store import Store, read_json, read_jsonl, write_atomic, write_jsonl
 from llm_tuner.tools.hub import Hub
 from llm_tuner.tools.servers import demo_servers, load
@@ -316,7 +317,7 @@ def render_rows(
     refuse_untrainable(tasks)
     attempts = read_jsonl(source / "reference-train.jsonl", Attempt)
     with runtime.open(stock) as model:
-        rows = yield from build_rows(tasks, attempts, model)
+        rows = yield from build_rows(tasks, attempts, model, indistinct_tokens(stock.gguf))
     write_jsonl(out, rows)
 
 

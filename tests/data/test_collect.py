@@ -1,5 +1,7 @@
 """Attempts are executed and judged; only what the judge and the server accept becomes a training row."""
 
+import re
+
 import pytest
 
 from llm_tuner.data.collect import REFERENCE, collect, usable
@@ -123,6 +125,30 @@ def test_rows_hold_the_servers_bytes_and_end_with_the_end_of_turn(tmp_path):
     assert second.completion == "No.$"
     assert "".join(map(chr, (*first.prompt_ids, *first.completion_ids))) == first.prompt + first.completion
     assert [first.task_id, second.task_id] == [TASKS[0].id, TASKS[2].id]
+
+
+TAGS = {"<t>": 0, "</t>": 1}
+
+
+class Tags(Template):
+    """Calls stand in <t> tags; <t> and </t> are one token each."""
+
+    def render(self, messages, tools=(), generation_prompt=True):
+        text = super().render(messages, tools, generation_prompt)
+        return text.replace("add$", "<t>add</t>\n<t>add</t>$")
+
+    def tokenize(self, text):
+        return [TAGS[part] if part in TAGS else ord(part) for part in re.findall("</?t>|.|\n", text)]
+
+
+def test_tags_that_the_model_cannot_tell_apart_are_spelled(tmp_path):
+    attempts = drain(collect(TASKS, TOOLS, tmp_path / "r.jsonl"))
+    plain = drain(build_rows(TASKS, attempts, Tags()))[0]
+    spelled = drain(build_rows(TASKS, attempts, Tags(), {"<t>", "</t>"}))[0]
+    assert plain.completion == spelled.completion == "<t>add</t>\n<t>add</t>$"
+    assert {0, 1} <= set(plain.completion_ids)
+    assert "".join(map(chr, spelled.completion_ids)) == spelled.completion
+    assert (plain.prompt, plain.prompt_ids) == (spelled.prompt, spelled.prompt_ids)
 
 
 def test_parity_says_where_another_server_differs(tmp_path):

@@ -27,18 +27,20 @@ def nasty() -> Callable[..., ServerConfig]:
 
 @pytest.fixture(autouse=True)
 def no_orphans() -> Iterator[None]:
-    """After every test the servers that it started are gone, also those whose parent is gone."""
+    """After every test the servers that it started are gone, also those whose parent is gone. What ran before it (an
+    Ollama server of the whole session) is not its business."""
+    before = _left()
     yield
     deadline = time.monotonic() + 2
-    while left := _left():
+    while left := _left() - before:
         if time.monotonic() > deadline:
             pytest.fail(f"still running: {left}")
         time.sleep(0.05)
 
 
-def _left() -> list[psutil.Process]:
+def _left() -> set[psutil.Process]:
     tagged = [p for p in psutil.process_iter(["cmdline"]) if TAG in (p.info["cmdline"] or [])]
-    return [p for p in {*tagged, *psutil.Process().children(recursive=True)} if _runs(p)]
+    return {p for p in {*tagged, *psutil.Process().children(recursive=True)} if _runs(p)}
 
 
 def _runs(process: psutil.Process) -> bool:

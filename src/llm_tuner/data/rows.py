@@ -1,12 +1,15 @@
 """Right attempts -> training rows, rendered and tokenised by the runtime that will serve the tuned model.
 
 There is no second chat template and no second tokenizer that could differ by a byte: the prompt is what the server
-makes of the task, and the completion is what the server's own template makes of the right answer.
+makes of the task, and the completion is what the server's own template makes of the right answer. One thing is ours:
+tags whose tokens the model cannot tell apart (models/vocabulary.py) are spelled in ordinary tokens. The text is the same,
+and servers read calls from the text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+import re
+from collections.abc import Collection, Generator, Mapping, Sequence
 
 from llm_tuner.data.collect import usable
 from llm_tuner.types import Attempt, DataError, Event, Renderer, Row, Task
@@ -16,9 +19,10 @@ BENCHMARKS = frozenset({"bfcl"})
 
 
 def build_rows(
-    tasks: Sequence[Task], attempts: Sequence[Attempt], renderer: Renderer
+    tasks: Sequence[Task], attempts: Sequence[Attempt], renderer: Renderer, indistinct: Collection[str] = ()
 ) -> Generator[Event, None, tuple[Row, ...]]:
-    """One row for each task that has a usable attempt (the first one counts), in the order of the tasks.
+    """One row for each task that has a usable attempt (the first one counts), in the order of the tasks. In completions
+    the texts of `indistinct` never stand as the one token that they have in the vocabulary.
 
     Raises DataError for a task that must not be trained on: held-out side, or a benchmark's.
     """
@@ -29,8 +33,9 @@ def build_rows(
     chosen = [task for task in tasks if task.id in right]
     refuse_untrainable(chosen)
     rows = []
+    cuts = {tag: _cut(tag, renderer) for tag in indistinct if len(tag) > 1}
     for number, task in enumerate(chosen, start=1):
-        rows.append(_row(task, right[task.id], renderer))
+        rows.append(_row(task, right[task.id], renderer, cuts))
         yield Event(
             step="render", message="rows as the server renders them", done=number, total=len(chosen), unit="row"
         )
@@ -48,7 +53,7 @@ def refuse_untrainable(tasks: Sequence[Task]) -> None:
             )
 
 
-def _row(task: Task, attempt: Attempt, renderer: Renderer) -> Row:
+def _row(task: Task, attempt: Attempt, renderer: Renderer, cuts: Mapping[str, int]) -> Row:
     answer = attempt.messages[0].model_copy(update={"text_calls": ()})
     prompt = renderer.render(task.messages, task.tools)
     whole = renderer.render((*task.messages, answer), task.tools, False)
@@ -63,8 +68,28 @@ def _row(task: Task, attempt: Attempt, renderer: Renderer) -> Row:
         prompt=prompt,
         completion=completion,
         prompt_ids=tuple(renderer.tokenize(prompt)),
-        completion_ids=tuple(renderer.tokenize(completion)),
+        completion_ids=tuple(token for piece in _pieces(completion, cuts) for token in renderer.tokenize(piece)),
     )
+
+
+def _cut(tag: str, renderer: Renderer) -> int:
+    """Where to cut a tag so that its two parts have as few tokens as possible, and as late as possible: then the tokens
+    are those that the same letters have in ordinary text."""
+    places = range(len(tag) - 1, 0, -1)
+    return min(places, key=lambda at: len(renderer.tokenize(tag[:at])) + len(renderer.tokenize(tag[at:])))
+
+
+def _pieces(text: str, cuts: Mapping[str, int]) -> list[str]:
+    """`text`, cut inside each of these tags."""
+    if not cuts:
+        return [text]
+    pieces = [""]
+    for part in re.split(f"({'|'.join(map(re.escape, sorted(cuts, key=len, reverse=True)))})", text):
+        at = cuts.get(part, 0)
+        pieces[-1] += part[:at] if at else part
+        if at:
+            pieces.append(part[at:])
+    return pieces
 
 
 def parity(rows: Sequence[Row], tasks: Mapping[str, Task], renderer: Renderer) -> list[str]:
