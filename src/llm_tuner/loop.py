@@ -29,7 +29,7 @@ from llm_tuner.models.runtimes import Runtime, Served
 from llm_tuner.models.sources import fetch
 from llm_tuner.models.sources.weights import sha256_of
 from llm_tuner.models.vocabulary import indistinct_tokens
-from llm_tuner.store import Store, read_json, read_jsonl, write_atomic, write_jsonl
+from llm_tuner.store import RunFolder, Store, read_json, read_jsonl, write_atomic, write_jsonl
 from llm_tuner.tools.hub import Hub
 from llm_tuner.tools.servers import demo_servers, load
 from llm_tuner.training.export import adapter_gguf, merge
@@ -49,6 +49,7 @@ from llm_tuner.types import (
     Task,
     TemplateMismatch,
     Value,
+    canonical_json,
     content_hash,
 )
 
@@ -78,7 +79,7 @@ class Tune(Value):
     hub: str = "demo"
     execute: bool = True
     seed_folder: Path | None = None
-    train: Mix = Mix(tasks=320, catalogues=20, sizes=(3, 7))
+    train: Mix = Mix(tasks=320, catalogues=20, sizes=(3, 7), catalogue_chars=2800)
     held_out: Mix = Mix(tasks=96, catalogues=4, sizes=(4, 8), catalogue_chars=40_000, whole_hub=True)
     unseen_tasks: int = Field(24, ge=0)
     own_attempts: int = Field(16, ge=0)
@@ -192,43 +193,51 @@ def hub_hash(hub: str) -> str:
 def collect_step(config: Tune, store: Store, runtime: Runtime, stock: Served) -> Generator[Event, None, Run]:
     """Tasks of both sides from the hub, every reference answer tried on the real servers, and the stock model's own
     attempts at a sample of the training tasks."""
-    key: dict[str, Json] = {
-        **config.model_dump(mode="json", include={"train", "held_out", "unseen_tasks", "own_attempts", "execute"}),
-        "hub": hub_hash(config.hub),
-        "seed_folder": str(config.seed_folder or ""),
-    }
-    inputs = {"base": stock.sha256, **runtime.identity()}
-    done = store.find("collect", key, inputs)
-    if done is not None:
-        yield Event(step="collect", message=f"reusing {done.id}", data={"reused": done.id})
-        return done
     yield Event(step="collect", message="starting the tool servers")
-    with store.write("collect", key, inputs) as folder, workshop(config) as (hub, box):
-        toolbox = hub if config.execute else None
-        suites = _suites(config, hub, box)
-        for name, tasks in suites.items():
-            attempts = yield from collect(
-                tasks, toolbox, folder.path / f"reference-{name}.jsonl", restore=box.restore
-            )  # fmt: skip
-            kept = [task for task, attempt in zip(tasks, attempts, strict=True) if usable(attempt)]
-            folder.metrics[name] = {"made": len(tasks), "accepted": len(kept)}
-            if kept:
-                save_suite(Suite(name=name, tasks=tuple(kept)), folder.path / f"{name}.jsonl")
-                folder.outputs[name] = f"{name}.jsonl"
-        if "train" not in folder.outputs or "held-out" not in folder.outputs:
-            raise EmptyData(
-                f"The servers accepted no reference answer ({folder.metrics}). Look at reference-train.jsonl in "
-                f"{folder.path}; with --no-execute calls are checked by their schema only."
-            )
-        sample = _sample(load_suite(folder.path / "train.jsonl").tasks, config.own_attempts)
-        if sample:
-            with runtime.open(stock) as model:
-                own = yield from collect(
-                    sample, toolbox, folder.path / "own.jsonl", backend=model, restore=box.restore
-                )  # fmt: skip
-            folder.metrics["own"] = {"made": len(own), "accepted": sum(map(usable, own))}
+    with workshop(config) as (hub, box):
+        key: dict[str, Json] = {
+            **config.model_dump(mode="json", include={"train", "held_out", "unseen_tasks", "own_attempts", "execute"}),
+            "hub": hub_hash(config.hub),
+            "tools": _tools_hash(hub, box),
+            "seed_folder": str(config.seed_folder or ""),
+        }
+        inputs = {"base": stock.sha256, **runtime.identity()}
+        done = store.find("collect", key, inputs)
+        if done is not None:
+            yield Event(step="collect", message=f"reusing {done.id}", data={"reused": done.id})
+            return done
+        with store.write("collect", key, inputs) as folder:
+            yield from _collect(config, runtime, stock, hub, box, folder)
     assert folder.run is not None
     return folder.run
+
+
+def _tools_hash(hub: Hub, box: Box) -> str:
+    """The tools as the servers describe them now: a hub file stays the same when a server is updated."""
+    return content_hash(canonical_json([spec.openai() for spec in hub.specs()]).replace(str(box.path), "{box}"))
+
+
+def _collect(
+    config: Tune, runtime: Runtime, stock: Served, hub: Hub, box: Box, folder: RunFolder
+) -> Generator[Event, None, None]:
+    toolbox = hub if config.execute else None
+    for name, tasks in _suites(config, hub, box).items():
+        attempts = yield from collect(tasks, toolbox, folder.path / f"reference-{name}.jsonl", restore=box.restore)
+        kept = [task for task, attempt in zip(tasks, attempts, strict=True) if usable(attempt)]
+        folder.metrics[name] = {"made": len(tasks), "accepted": len(kept)}
+        if kept:
+            save_suite(Suite(name=name, tasks=tuple(kept)), folder.path / f"{name}.jsonl")
+            folder.outputs[name] = f"{name}.jsonl"
+    if "train" not in folder.outputs or "held-out" not in folder.outputs:
+        raise EmptyData(
+            f"The servers accepted no reference answer ({folder.metrics}). Look at reference-train.jsonl in "
+            f"{folder.path}; with --no-execute calls are checked by their schema only."
+        )
+    sample = _sample(load_suite(folder.path / "train.jsonl").tasks, config.own_attempts)
+    if sample:
+        with runtime.open(stock) as model:
+            own = yield from collect(sample, toolbox, folder.path / "own.jsonl", backend=model, restore=box.restore)
+        folder.metrics["own"] = {"made": len(own), "accepted": sum(map(usable, own))}
 
 
 def _sample(tasks: Sequence[Task], count: int) -> list[Task]:

@@ -218,6 +218,17 @@ def read_jsonl(path: Path, kind: type[M], *, partial: bool = False) -> list[M]:
     return list(_values(path, lines, kind, partial))
 
 
+def resume_jsonl(path: Path, kind: type[M]) -> list[M]:
+    """What an earlier, perhaps killed step left of a JSONL file to go on with: none if there is no file. A half-written
+    last line is cut off, so that the next one can be appended. DataError names any other line that is wrong."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return []
+    values = read_jsonl(path, kind, partial=True)
+    write_jsonl(path, values)
+    return values
+
+
 def _values(path: Path, lines: list[bytes], kind: type[M], partial: bool) -> Generator[M, None, None]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():

@@ -164,6 +164,14 @@ def test_a_candidate_whose_file_is_gone_is_not_promoted(versions: Versions, mode
     assert versions.aliases(NAME)["stable"] == "v1"
 
 
+@pytest.mark.parametrize("name", ["v1.json", "aliases.json"])
+def test_a_damaged_note_is_named_with_what_to_do(versions: Versions, models: list[Path], name: str) -> None:
+    serve(versions, models[0])
+    (versions.root / NAME / name).write_text('{"half')
+    with pytest.raises(CorruptModel, match=rf"{name} is damaged .* Move the folder .*{NAME} away"):
+        versions.path(NAME)
+
+
 def test_remove_refuses_what_serves(versions: Versions, models: list[Path]) -> None:
     for model in models[:3]:
         serve(versions, model)

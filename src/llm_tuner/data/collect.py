@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 from llm_tuner.scoring import gold_attempt, score
-from llm_tuner.store import append_jsonl, read_jsonl, write_jsonl
+from llm_tuner.store import append_jsonl, resume_jsonl
 from llm_tuner.types import GREEDY, Attempt, Backend, ChatOptions, Event, Message, ModelError, Task, Toolbox, ToolCall
 
 REFERENCE = "reference"
@@ -32,8 +32,7 @@ def collect(
     verified by its schema only). `restore` puts the box back after each task.
     """
     who = backend.name if backend else REFERENCE
-    kept = read_jsonl(out, Attempt, partial=True) if out.exists() else []
-    write_jsonl(out, kept)  # without the half line that a kill may have left
+    kept = resume_jsonl(out, Attempt)
     done = {attempt.task_id: attempt for attempt in kept if attempt.backend == who}
     accepted = sum(usable(a) for a in done.values())
     for number, task in enumerate(tasks, start=1):

@@ -14,11 +14,10 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import NamedTuple
 
-from pydantic import ValidationError
-
 from llm_tuner.evaluation.intervals import rate
 from llm_tuner.evaluation.suite import Suite, catalogue_key
 from llm_tuner.scoring import Rules, made_calls, score, wants_call
+from llm_tuner.store import append_jsonl, resume_jsonl, write_atomic
 from llm_tuner.types import (
     GREEDY,
     Attempt,
@@ -100,7 +99,7 @@ def measure(
         verdict = score(task, attempt, rules=rules)
         attempts[task.id] = attempt.model_copy(update={"verdict": verdict})
         if fresh and out is not None:
-            _append(out / ATTEMPTS, attempts[task.id])
+            append_jsonl(out / ATTEMPTS, attempts[task.id])
         running.update(ok=int(verdict.ok), selection=int(verdict.selection_ok), parameters=int(verdict.parameters_ok))
         yield _event(task, verdict, running, len(attempts), len(tasks))
         _stop_if_unreachable(errors)
@@ -197,36 +196,16 @@ def _event(task: Task, verdict: Verdict, running: Counter[str], done: int, total
     return Event(step="measure", message=message, done=done, total=total, unit="tasks", data=data)
 
 
-def _append(path: Path, attempt: Attempt) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(attempt.model_dump_json(exclude_defaults=True) + "\n")
-
-
 def _kept(out: Path, identity: dict[str, Json]) -> dict[str, Attempt]:
     """Attempts of an earlier, stopped measurement of the same model with the same options: what a name stands for may
-    have changed since. A last line that was half written is cut off the file."""
-    path, note = out / ATTEMPTS, out / "measured.json"
-    if not path.is_file():
-        out.mkdir(parents=True, exist_ok=True)
-        note.write_text(canonical_json(identity), encoding="utf-8")
-        return {}
-    if not note.is_file() or note.read_text(encoding="utf-8") != canonical_json(identity):
+    have changed since. Those that failed are asked again."""
+    note = out / "measured.json"
+    attempts = resume_jsonl(out / ATTEMPTS, Attempt)
+    if not attempts:
+        write_atomic(note, canonical_json(identity))
+    elif not note.is_file() or note.read_text(encoding="utf-8") != canonical_json(identity):
         raise DataError(f"{out} holds the attempts of another model or other options. Choose another folder.")
-    lines = path.read_bytes().splitlines(keepends=True)
-    attempts: dict[str, Attempt] = {}
-    for number, line in enumerate(lines, 1):
-        try:
-            attempt = Attempt.model_validate_json(line)
-        except ValidationError as error:
-            if number < len(lines):
-                raise DataError(f"{path}, line {number}: not an attempt. Remove this line or the file.") from error
-            path.write_bytes(b"".join(lines[:-1]))
-            break
-        attempts[attempt.task_id] = attempt
-    if lines and attempts and not lines[-1].endswith(b"\n"):
-        path.write_bytes(path.read_bytes().rstrip(b"\n") + b"\n")
-    return {task_id: attempt for task_id, attempt in attempts.items() if not attempt.error}
+    return {attempt.task_id: attempt for attempt in attempts if not attempt.error}
 
 
 # -------------------------------------------------------------------------------------------------------------- adding

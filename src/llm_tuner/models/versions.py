@@ -18,12 +18,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from llm_tuner.models.sources.cache import locked, replace_text, room_for
 from llm_tuner.models.sources.weights import CHUNK, check_gguf
 from llm_tuner.types import CorruptModel, Json, ModelError, SetupError, UnknownModel, Value
+
+V = TypeVar("V", bound=Value)
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 _VERSION = re.compile(r"v[1-9]\d*")
@@ -110,7 +113,7 @@ class Versions:
     def history(self, name: str) -> tuple[Version, ...]:
         """Every installed version, oldest first. Raises UnknownModel when there is none of this name."""
         folder = self._folder(name)
-        found = [Version.model_validate_json(path.read_bytes()) for path in folder.glob("v*.json")]
+        found = [_read(path, Version) for path in folder.glob("v*.json")]
         if not found:
             names = ", ".join(self.names()) or "none"
             raise UnknownModel(f'No installed model "{name}" (found: {names}). Run: llm-tuner tune')
@@ -236,7 +239,7 @@ class Versions:
 
     def _state(self, name: str) -> _Aliases:
         path = self._folder(name) / "aliases.json"
-        return _Aliases.model_validate_json(path.read_bytes()) if path.exists() else _Aliases()
+        return _read(path, _Aliases) if path.exists() else _Aliases()
 
     def _save(self, name: str, state: _Aliases) -> None:
         last = max([state.last, *(_number(version.version) for version in self.history(name))])
@@ -249,6 +252,16 @@ def _to_stable(state: _Aliases, version: str) -> _Aliases:
     before = state.aliases.get("stable")
     past = (*state.past, before) if before and before != version else state.past
     return state.model_copy(update={"aliases": {**state.aliases, "stable": version}, "past": past})
+
+
+def _read(path: Path, kind: type[V]) -> V:
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise CorruptModel(
+            f"{path} is damaged ({error.errors()[0]['msg']}). Move the folder {path.parent} away and run the same "
+            "llm-tuner tune again: it installs the model anew from its finished runs."
+        ) from error
 
 
 def _number(version: str) -> int:

@@ -44,7 +44,7 @@ class SFT(Value):
     accumulation: int = Field(8, ge=1)
     epochs: float = Field(2.0, gt=0)
     max_seq_length: int = Field(2048, ge=16)
-    pack_tokens: int = Field(1536, ge=16)
+    pack_tokens: int = Field(1280, ge=16)
     max_grad_norm: float = Field(1.0, gt=0)
     precision: Precision = "auto"
     gradient_checkpointing: bool = False
