@@ -2,8 +2,8 @@
 
 There is no second chat template and no second tokenizer that could differ by a byte: the prompt is what the server
 makes of the task, and the completion is what the server's own template makes of the right answer. One thing is ours:
-tags whose tokens the model cannot tell apart (models/vocabulary.py) are spelled in ordinary tokens. The text is the same,
-and servers read calls from the text.
+tags whose tokens the model cannot tell apart (models/vocabulary.py) are spelled in ordinary tokens. The text stays the
+same, and servers read calls from the text.
 """
 
 from __future__ import annotations
