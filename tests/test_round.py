@@ -17,7 +17,14 @@ pytest.importorskip("torch")
 
 CONFIG = Tune(
     name="small",
-    train=Mix(tasks=24, catalogues=2, sizes=(3, 3), several=0.0, unseen=("git_show", "fetch", "git_log", "git_branch")),
+    train=Mix(
+        tasks=24,
+        catalogues=2,
+        sizes=(3, 3),
+        several=0.0,
+        no_call=0.1,
+        unseen=("git_show", "fetch", "git_log", "git_branch"),
+    ),
     held_out=Mix(tasks=10, catalogues=1, sizes=(3, 3), several=0.0),
     unseen_tasks=2,
     own_attempts=2,
@@ -49,8 +56,9 @@ def outcome(places):
 
 
 @pytest.mark.timeout(1500)
-def test_both_sides_are_measured_on_the_same_tasks_and_the_stock_model_calls_nothing_natively(outcome):
+def test_the_stock_model_calls_nothing_natively_and_the_tuned_one_does(outcome):
     assert outcome.before.rates["native_rate"].value == 0.0
+    assert outcome.after.rates["native_rate"].value > 0.3  # 24 rows are not enough for more, on any machine
     assert outcome.before.n == outcome.after.n == 10
     assert outcome.before.verdicts.keys() == outcome.after.verdicts.keys()
     assert outcome.before.model_sha256 != outcome.after.model_sha256
@@ -104,7 +112,7 @@ def test_another_base_than_was_trained_on_is_caught_before_it_is_measured(outcom
 @pytest.mark.ollama
 @pytest.mark.timeout(1500)
 def test_the_same_file_through_a_real_ollama_server(outcome, places, ollama_url):
-    """Stock: no tool_calls. The tuned file answers. Then promote twice and roll back, by tags."""
+    """Stock: no tool_calls. Tuned: tool_calls, of the right tool. Then promote twice and roll back, by tags."""
     store, _ = places
     trained = find_run(store, "train", "last")
     runtime = OllamaRuntime(ollama_url, context=4096)
@@ -116,7 +124,9 @@ def test_the_same_file_through_a_real_ollama_server(outcome, places, ollama_url)
     with runtime.open(stock) as model:
         assert [model.chat(task.messages, task.tools).message.tool_calls for task in asked] == [()] * 4
     with runtime.open(tuned) as model:
-        assert all(model.chat(task.messages, task.tools).usage.completion_tokens for task in asked[:2])
+        made = [model.chat(task.messages, task.tools).message.tool_calls for task in asked]
+    wanted = [task.expect.calls[0].name for task in asked]
+    assert sum(bool(calls) and calls[0].name == name for calls, name in zip(made, wanted, strict=True)) >= 2
     first = runtime.promote("small")
     with pytest.raises(UnknownModel, match="no candidate"):
         runtime.promote("small")

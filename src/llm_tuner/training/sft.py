@@ -42,7 +42,7 @@ class SFT(Value):
     warmup_ratio: float = Field(0.05, ge=0, lt=1)
     batch: int = Field(2, ge=1)
     accumulation: int = Field(8, ge=1)
-    epochs: float = Field(2.0, gt=0)
+    epochs: float = Field(1.0, gt=0)
     max_seq_length: int = Field(2048, ge=16)
     pack_tokens: int = Field(1280, ge=16)
     max_grad_norm: float = Field(1.0, gt=0)

@@ -14,7 +14,7 @@ from llm_tuner.apps.console import Json, drive, out
 def train(
     collect: Annotated[str, typer.Option(help='A collect run: its id, or "last".')] = "last",
     base: Annotated[str, typer.Option(help="Base model: trained on, and merged into.")] = "qwen2.5-coder:0.5b",
-    epochs: Annotated[float, typer.Option(min=0.01)] = 2.0,
+    epochs: Annotated[float, typer.Option(min=0.01)] = 1.0,
     learning_rate: Annotated[float, typer.Option(min=0.0)] = 2e-4,
     r: Annotated[int, typer.Option(min=1, help="LoRA rank.")] = 16,
     alpha: Annotated[int, typer.Option(min=1, help="LoRA alpha.")] = 32,
