@@ -2,16 +2,19 @@
 
 import random
 import shutil
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from llm_tuner.training.base import choose_precision, load_base, quiet  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+
+from llm_tuner.training.base import choose_precision, load_base, one_precision, quiet, with_lora  # noqa: E402
 from llm_tuner.training.export import Adapter, adapter_gguf, merge, quantise  # noqa: E402
 from llm_tuner.training.packing import pack, tensors  # noqa: E402
-from llm_tuner.training.sft import SFT, last_checkpoint, sft  # noqa: E402
+from llm_tuner.training.sft import SFT, completion_loss, last_checkpoint, sft  # noqa: E402
 from llm_tuner.types import CorruptModel, DataError, Row, TrainingError, TrainingInterrupted  # noqa: E402
 
 CONFIG = SFT(epochs=12, precision="float32", checkpoint_every=2, learning_rate=5e-3, batch=2, accumulation=2)
@@ -89,6 +92,33 @@ def test_a_stopped_run_resumes_and_ends_where_an_unbroken_one_ends(tiny_gguf, tm
     _, metrics = run(CONFIG, tiny_gguf(), tmp_path)
     assert metrics["steps"] == 24
     assert metrics["last_loss"] == pytest.approx(trained[1]["last_loss"], rel=1e-3)
+
+
+def test_a_bfloat16_base_has_a_float32_adapter_that_computes_in_bfloat16(tiny_gguf, tmp_path):
+    config = CONFIG.model_copy(update={"precision": "bfloat16", "target_modules": ("q_proj", "down_proj")})
+    _, metrics = run(config, tiny_gguf(), tmp_path)
+    assert metrics["last_loss"] < metrics["first_loss"] / 2
+    saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
+
+    torch.manual_seed(0)
+    model = with_lora(load_base(tiny_gguf(), torch.bfloat16), r=4, alpha=8, dropout=0.0, targets=("q_proj",))
+    seen = []
+    for name, module in model.named_modules():
+        if name.endswith("lora_A.default"):
+            torch.nn.init.normal_(module.weight)
+            module.register_forward_hook(lambda _, args, out: seen.append((args[0].dtype, out.dtype)))
+        elif name.endswith("lora_B.default"):
+            torch.nn.init.normal_(module.weight, std=0.1)
+    batch = tensors(pack(rows()), torch.bfloat16)
+    labels = batch.pop("labels")
+    losses = []
+    for context in (nullcontext(), one_precision(model, torch.bfloat16)):
+        with context:
+            losses.append(completion_loss(model(**batch), labels).item())
+    assert set(seen[: len(seen) // 2]) == {(torch.float32, torch.float32)}
+    assert set(seen[len(seen) // 2 :]) == {(torch.bfloat16, torch.bfloat16)}
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
 
 
 def test_the_chunked_loss_equals_torchs_own_with_its_gradient():

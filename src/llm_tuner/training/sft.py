@@ -21,7 +21,9 @@ from llm_tuner.training.base import (
     Precision,
     bound_memory,
     choose_precision,
+    give_memory_back,
     load_base,
+    one_precision,
     quiet,
     with_lora,
 )
@@ -44,7 +46,7 @@ class SFT(Value):
     accumulation: int = Field(8, ge=1)
     epochs: float = Field(1.0, gt=0)
     max_seq_length: int = Field(2048, ge=16)
-    pack_tokens: int = Field(1280, ge=16)
+    pack_tokens: int = Field(1536, ge=16)
     max_grad_norm: float = Field(1.0, gt=0)
     precision: Precision = "auto"
     gradient_checkpointing: bool = False
@@ -91,6 +93,8 @@ def sft(config: SFT, gguf: Path, rows: Sequence[Row], out: Path) -> Generator[Ev
     with quiet():
         trainer.model.save_pretrained(str(out / "adapter.partial"))
     os.replace(out / "adapter.partial", out / "adapter")  # last: its presence says that training is done
+    del trainer, model
+    give_memory_back()  # the model is measured next, in a process of its own
     return metrics
 
 
@@ -145,6 +149,7 @@ def _trainer(config: SFT, model: Any, packs: Sequence[Pack], out: Path) -> tuple
                 curve.append(_point({**logs, "step": state.global_step}))
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            give_memory_back()
             if stop.is_set():
                 control.should_save = True
                 control.should_training_stop = True
@@ -205,7 +210,8 @@ def _run(
 
     def work() -> None:
         try:
-            with quiet():
+            dtype = next(trainer.model.get_base_model().parameters()).dtype
+            with quiet(), one_precision(trainer.model, dtype):  # here: autocast belongs to a thread
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except BaseException as error:  # handed to the caller's thread below
             failed.append(error)
