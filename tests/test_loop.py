@@ -1,5 +1,8 @@
 """The gate is pure: two reports and rules in, a decision with sentences out."""
 
+import tomllib
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
@@ -8,6 +11,7 @@ from llm_tuner.evaluation.suite import Suite
 from llm_tuner.loop import Rules, Tune, decide, find_run, hub_hash
 from llm_tuner.scoring import gold_attempt, score
 from llm_tuner.store import Store
+from llm_tuner.training.sft import SFT
 from llm_tuner.types import (
     Attempt,
     DataError,
@@ -110,11 +114,27 @@ def test_a_missing_run_says_what_there_is(tmp_path):
 
 
 def test_the_documented_training_defaults():
-    sft = Tune().sft
+    sft = SFT()
     assert (sft.r, sft.alpha, sft.dropout) == (16, 32, 0.0)
     assert sft.target_modules == ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     assert (sft.learning_rate, sft.batch, sft.accumulation, sft.max_seq_length) == (2e-4, 2, 8, 2048)
     assert 1 <= sft.epochs <= 3
+
+
+def test_a_table_in_part_changes_the_rounds_own_defaults():
+    config = Tune.model_validate({"sft": {"epochs": 3}, "train": {"tasks": 10}})
+    assert config.sft == Tune().sft.model_copy(update={"epochs": 3.0})
+    assert config.train == Tune().train.model_copy(update={"tasks": 10})
+    with pytest.raises(ValidationError, match="epoch"):
+        Tune.model_validate({"sft": {"epoch": 3}})
+
+
+def test_the_documented_file_holds_the_defaults():
+    text = (Path(__file__).parents[1] / "docs" / "tune.md").read_text(encoding="utf-8")
+    written = tomllib.loads(text.split("```toml\n")[1].split("```")[0])
+    named = {"name": "mine", "hub": ".mcp.json", "execute": False}
+    train = Tune().train.model_copy(update={"unseen": ("git_show",)})
+    assert Tune.model_validate(written) == Tune().model_copy(update={**named, "train": train})
 
 
 def test_a_hub_file_is_kept_as_a_hash_only(tmp_path):

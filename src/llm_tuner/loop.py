@@ -10,8 +10,9 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from llm_tuner.data.box import Box, demo_box, empty_box
 from llm_tuner.data.collect import collect, usable
@@ -72,7 +73,10 @@ class Rules(Value):
 
 class Tune(Value):
     """One round of the loop. `hub` is "demo" or the path of an mcpServers JSON file; `execute` false keeps collecting
-    from calling the servers (calls are then verified by their schema only); `seed_folder` is copied into the box."""
+    from calling the servers (calls are then verified by their schema only); `seed_folder` is copied into the box.
+
+    A table given in part (`{"sft": {"epochs": 2}}`) changes this class's default of it, not the table's own: a round of
+    a few hundred rows wants smaller steps and a higher rate than SFT's defaults (docs/log.md, 2026-11-23)."""
 
     name: str = Field("tuned", pattern=r"^[A-Za-z0-9][\w.-]*$")
     base: str = "qwen2.5-coder:0.5b"
@@ -85,6 +89,14 @@ class Tune(Value):
     own_attempts: int = Field(16, ge=0)
     sft: SFT = SFT(batch=1, learning_rate=5e-4)
     rules: Rules = Rules()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tables_in_part(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        tables = {name: value for name, value in data.items() if isinstance(value, dict) and name in cls.model_fields}
+        return data | {name: cls.model_fields[name].default.model_dump() | table for name, table in tables.items()}
 
 
 class Outcome(Value):
