@@ -1,5 +1,8 @@
 """Tasks: determined by their request, two sides that share nothing, every value fits the schema."""
 
+from collections import Counter
+from string import Formatter
+
 import jsonschema
 import pytest
 from pydantic import ValidationError
@@ -145,3 +148,20 @@ def test_every_wording_names_each_of_its_values_in_every_template(name):
 def test_pools_split_by_every_fourth_value():
     assert side_of("abcdefgh", "held-out") == ["d", "h"]
     assert side_of("abcdefgh", "train") == list("abcefg")
+
+
+@pytest.mark.parametrize("tool", WORDINGS)
+def test_paraphrases_say_every_value_and_repeat_no_held_out_sentence(tool):
+    for wording in WORDINGS[tool]:
+        for language, more in zip(("en", "ja"), wording.more, strict=True):
+            assert len(more) >= 2
+            held_out = wording.templates(language, "held-out")
+            assert not set(wording.templates(language, "train")) & set(held_out)
+            for template in more:
+                assert {name for _, name, _, _ in Formatter().parse(template) if name} == set(wording.values)
+
+
+def test_the_shares_are_exact():
+    mix = Mix(tasks=40, catalogues=2, several=0.15, no_call=0.25)
+    found = Counter(task.category for task in synthesize(HUB, mix, "train"))
+    assert found == {"single": 24, "several": 6, "no_call": 10}

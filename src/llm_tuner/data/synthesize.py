@@ -14,6 +14,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from llm_tuner.data.paraphrases import CLOSINGS, OPENINGS
 from llm_tuner.data.wording import (
     DECLINE,
     JOINS,
@@ -67,6 +68,9 @@ class Mix(Value):
             raise ValueError(f"the shares several and no_call add up to {self.several + self.no_call:g}, more than 1")
         return self
 
+
+FRAMED = 0.2
+"""Share of training requests with an opening or a closing."""
 
 Ask = tuple[str, tuple[ToolCall, ...]]
 """A request and the calls that it wants."""
@@ -138,6 +142,7 @@ def _fill(
     pages: str,
 ) -> tuple[Task, ...]:
     made: dict[tuple[str, int], Task] = {}
+    categories = _categories(mix, rng)
     tries = 0
     while len(made) < mix.tasks:
         tries += 1
@@ -148,28 +153,35 @@ def _fill(
             )
         number = len(made) % len(catalogues)
         language = mix.languages[(len(made) // len(catalogues)) % len(mix.languages)]
-        task = _task(catalogues[number], targets, mix, side, language, rng, pages)
+        task = _task(catalogues[number], targets, categories[len(made)], side, language, rng, pages)
         made.setdefault((task.request, number), task)
     return tuple(made.values())
+
+
+def _categories(mix: Mix, rng: random.Random) -> list[str]:
+    """What each task is to be, in the very shares of the mix."""
+    no_call, several = round(mix.tasks * mix.no_call), round(mix.tasks * mix.several)
+    every = ["no_call"] * no_call + ["several"] * several
+    every += ["single"] * (mix.tasks - len(every))
+    rng.shuffle(every)
+    return every
 
 
 def _task(
     catalogue: tuple[ToolSpec, ...],
     targets: Sequence[ToolSpec],
-    mix: Mix,
+    category: str,
     side: Side,
     language: str,
     rng: random.Random,
     pages: str,
 ) -> Task:
     offered = [tool for tool in catalogue if tool in targets]
-    draw = rng.random()
     expect: Expectation
-    if draw < mix.no_call or not offered:
+    if category == "no_call" or not offered:
         category, (request, reply) = "no_call", _no_call(catalogue, targets, side, language, rng)
         expect = NoCall(reply=reply)
-    elif draw < mix.no_call + mix.several and len(offered) > 1:
-        category = "several"
+    elif category == "several" and len(offered) > 1:
         (first, a), (second, b) = (_ask(tool, side, language, rng) for tool in rng.choices(offered, k=2))
         joins = JOINS[language]
         join = joins[-1] if side == "held-out" else rng.choice(joins[:-1])
@@ -210,9 +222,18 @@ def _ask(tool: ToolSpec, side: Side, language: str, rng: random.Random) -> Ask:
     while len(samples) > 1 and _repeats(samples):
         samples = {name: sampler(rng, side) for name, sampler in wording.values.items()}
     said = {name: getattr(sample, language) for name, sample in samples.items()}
-    request = rng.choice(wording.templates(language, side)).format(**said)
+    request = _framed(rng.choice(wording.templates(language, side)).format(**said), side, language, rng)
     arguments = {**{name: sample.value for name, sample in samples.items()}, **wording.constants}
     return request, (ToolCall(name=tool.name, arguments=arguments),)
+
+
+def _framed(request: str, side: Side, language: str, rng: random.Random) -> str:
+    """Now and then a training request gets a word before or after it."""
+    if side == "held-out" or rng.random() >= FRAMED:
+        return request
+    if rng.random() < 0.5:
+        return rng.choice(OPENINGS[language]) + request
+    return request + rng.choice(CLOSINGS[language])
 
 
 def _repeats(samples: dict[str, Sample]) -> bool:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+from llm_tuner.data.paraphrases import PARAPHRASES, Paraphrases
 from llm_tuner.types import Json, Side
 
 T = TypeVar("T")
@@ -77,16 +78,18 @@ def built(make: Callable[[random.Random, Side], str]) -> Sampler:
 
 @dataclass(frozen=True)
 class Wording:
-    """One way to use a tool: the arguments that the request gives, and templates that name them as `{argument}`."""
+    """One way to use a tool: the arguments that the request gives, and templates that name them as `{argument}`. The
+    last template of a language is held out; `more` (English, Japanese) is for training only."""
 
     values: Mapping[str, Sampler]
     en: Sequence[str]
     ja: Sequence[str]
     constants: Mapping[str, Json] = field(default_factory=dict)
+    more: Paraphrases = ((), ())
 
     def templates(self, language: str, side: Side) -> list[str]:
-        every = self.en if language == "en" else self.ja
-        return list(every[-1:]) if side == "held-out" else list(every[:-1])
+        every, more = (self.en, self.more[0]) if language == "en" else (self.ja, self.more[1])
+        return list(every[-1:]) if side == "held-out" else [*every[:-1], *more]
 
 
 REPOSITORIES = (
@@ -227,7 +230,7 @@ def _two_files(rng: random.Random, side: Side) -> Sample:
     return Sample([first, second], f"{first} and {second}", f"{first} と {second}")
 
 
-WORDINGS: Mapping[str, Sequence[Wording]] = {
+_WORDINGS: Mapping[str, Sequence[Wording]] = {
     "git_status": (
         Wording(
             {"repo_path": repo},
@@ -463,6 +466,11 @@ WORDINGS: Mapping[str, Sequence[Wording]] = {
         ),
     ),
 }  # fmt: skip
+
+WORDINGS: Mapping[str, Sequence[Wording]] = {
+    tool: [replace(wording, more=more) for wording, more in zip(wordings, PARAPHRASES[tool], strict=True)]
+    for tool, wordings in _WORDINGS.items()
+}
 
 JOINS = {
     "en": ("{a} Also: {b}", "{a} And then: {b}", "Two things. {a} {b}", "First: {a} Second: {b}"),
