@@ -82,13 +82,13 @@ class Pinned(Value):
 
 BENCHMARK = Pinned(
     file=f"bfcl-eval-{VERSION}-environment.zip",
-    reference=f"bfcl-eval=={VERSION}#bfcl_eval/*_func_*/*.[jp]*",
-    sha256="",
+    reference=f"bfcl-eval=={VERSION}#bfcl_eval/*func_[ds]*/*",
+    sha256="e7c2cc09e765690f44076abe3cd1819e28dfdd48707470935ac9c9b7517da4bb",
 )
 LIBRARY = Pinned(
     file=f"mpmath-{MPMATH}.zip",
     reference=f"mpmath=={MPMATH}#mpmath/[!t]*.py",  # without its tests
-    sha256="",
+    sha256="d14dd39314258d78eb9886a7dcc779411d57e64a20500c338881e29d08a207ec",
 )
 
 
@@ -256,13 +256,13 @@ class _Child:
         }
         try:
             self.ask(settings, _READY_SECONDS)
-        except EnvironmentLost as error:
+        except ToolError as error:
             self.end()
-            raise ToolError(f"The benchmark's environment did not start: {error}") from error
+            raise ToolError(f"The benchmark's environment did not start. {error}") from error
 
     def ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
         assert self.process.stdin is not None
-        what = f"{request.get('op', 'the settings')} {request.get('name', '')}".strip()
+        what = f"{request.get('op', 'reading its settings')} {request.get('name', '')}".strip()
         try:
             self.process.stdin.write(json.dumps(request).encode("ascii") + b"\n")
             self.process.stdin.flush()

@@ -144,23 +144,29 @@ def load(
 
 def entry(row: Mapping[str, Any], truth: Sequence[Any], documents: Mapping[str, Sequence[Mapping[str, Any]]]) -> Entry:
     """One row of the data set with its ground truth as an entry."""
-    held = {int(turn): names for turn, names in row.get("missed_function", {}).items()}
-    away = {name for names in held.values() for name in names}
-    dropped = set(row.get("excluded_function", ()))
-    tools = [bfcl.tool(d) for name in row["involved_classes"] for d in documents[name] if d["name"] not in dropped]
+    tools = [bfcl.tool(document) for name in row["involved_classes"] for document in documents[name]]
+    later: dict[int, tuple[ToolSpec, ...]] = {}
+    for turn, names in row.get("missed_function", {}).items():
+        later[int(turn)] = tuple(tool for name in names if (tool := _taken_out(tools, name)) is not None)
     turns = [tuple(Message(role=m["role"], text=m["content"]) for m in turn) for turn in row["question"]]
-    for turn in held:
-        turns[turn] = (Message(role="user", text=MORE_TOOLS),)
+    for number in later:
+        turns[number] = (Message(role="user", text=MORE_TOOLS),)
     return Entry(
         id=row["id"],
         category=row["id"].rpartition("_")[0],
         turns=tuple(turns),
-        tools=tuple(t for t in tools if t.name not in away),
-        later={turn: tuple(t for name in names for t in tools if t.name == name) for turn, names in held.items()},
+        tools=tuple(tools),
+        later=later,
         classes=tuple(row["involved_classes"]),
         config=row.get("initial_config") or {},
         truth=tuple(tuple(turn) for turn in truth),
     )
+
+
+def _taken_out(tools: list[ToolSpec], name: str) -> ToolSpec | None:
+    """The first tool of this name, which is then no longer among them."""
+    at = next((i for i, tool in enumerate(tools) if tool.name == name), None)
+    return None if at is None else tools.pop(at)
 
 
 def _called(expression: str) -> str:
