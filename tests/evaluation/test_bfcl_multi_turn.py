@@ -9,8 +9,11 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -338,6 +341,74 @@ def test_an_answer_that_cannot_be_kept_is_the_models_error(environment: Environm
     attempt, _ = converse(item, Scripted([[[("note", {"text": "\ud83d"})]], [], []]), environment)
     assert "surrogate" in attempt.error
     assert judge(item, attempt, environment).verdict.reason == "backend_error"
+
+
+@contextmanager
+def served(models: dict[str, Scripted]) -> Iterator[str]:
+    """An OpenAI-style server; the model is chosen by what the user said first."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            messages = [Message(role=m["role"], text=m["content"] or "") for m in body["messages"]]
+            answer = models[messages[0].text].chat(messages).message
+            calls = [
+                {"id": f"c{i}", "type": "function", "function": {"name": c.name, "arguments": json.dumps(c.arguments)}}
+                for i, c in enumerate(answer.tool_calls)
+            ]
+            message = {"role": "assistant", "content": answer.text, "tool_calls": calls}
+            data = json.dumps({"choices": [{"message": message, "finish_reason": "stop"}]}).encode()
+            self.send_response(200)
+            self.send_header("content-length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.mark.benchmark
+def test_the_command_line_measures_a_served_model(real: Any, tmp_path: Path) -> None:
+    found, _ = real
+    chosen = ("multi_turn_miss_func", "multi_turn_long_context")
+    items = [item for category in chosen for item in load(category, found.documents, 3)]
+    models = {item.turns[0][0].text: Scripted(one_by_one(gold(item))) for item in items}
+    assert len(models) == len(items)
+    models[items[0].turns[0][0].text].made[-1] = []
+    with served(models) as url:
+        command = [
+            sys.executable,
+            "-m",
+            "llm_tuner",
+            "eval",
+            "bfcl",
+            "--base-url",
+            url,
+            "--model",
+            "any",
+            "--limit",
+            "3",
+        ]
+        command += ["--categories", ",".join(chosen), "--out", str(tmp_path), "--json"]
+        run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    first, second = json.loads(run.stdout)
+    assert (first["suite"], second["suite"]) == ("bfcl:multi_turn_miss_func", "bfcl:multi_turn_long_context")
+    assert (first["rates"]["ok"]["k"], first["rates"]["ok"]["n"], first["reasons"]) == (2, 3, {"ok": 2, "no_call": 1})
+    assert (second["rates"]["ok"]["k"], second["rates"]["native_rate"]["value"]) == (3, 1.0)
+    kept = read_jsonl(tmp_path / chosen[0] / "attempts.jsonl", Attempt)
+    assert {a.task_id for a in kept} == {item.id for item in items[:3]}
+    assert (tmp_path / chosen[1] / "report.html").is_file()
 
 
 def test_an_unknown_category_is_named_with_the_known_ones() -> None:

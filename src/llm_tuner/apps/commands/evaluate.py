@@ -84,9 +84,14 @@ def bfcl(
     reports = []
     for category in filter(None, map(str.strip, categories.split(","))):
         if category in conversations.CATEGORIES:
-            where, reading = out_folder / category if out_folder else None, "lenient" if lenient else "native"
-            asked = _target(model, ollama, base_url)
-            reports.append(drive(conversations.evaluate(asked, category, limit, reading=reading, out=where)))
+            steps = conversations.evaluate(
+                _target(model, ollama, base_url),
+                category,
+                limit,
+                reading="lenient" if lenient else "native",
+                out=out_folder / category if out_folder else None,
+            )
+            reports.append(drive(steps))
             continue
         drive(benchmark.fetch())
         tasks = benchmark.load(category, limit)
