@@ -25,7 +25,16 @@ from evaluation.bfcl_multi_turn_agreement import Made, attempt, damaged, gold, o
 from llm_tuner.evaluation import bfcl, bfcl_environment
 from llm_tuner.evaluation import bfcl_multi_turn as multi_turn
 from llm_tuner.evaluation.bfcl_environment import Bundle, Environment, EnvironmentLost, Limits
-from llm_tuner.evaluation.bfcl_multi_turn import CATEGORIES, MORE_TOOLS, Entry, converse, judge, load, measure
+from llm_tuner.evaluation.bfcl_multi_turn import (
+    CATEGORIES,
+    MORE_TOOLS,
+    MOST_ANSWERS,
+    Entry,
+    converse,
+    judge,
+    load,
+    measure,
+)
 from llm_tuner.store import read_jsonl
 from llm_tuner.types import (
     GREEDY,
@@ -162,23 +171,20 @@ def test_our_verdicts_agree_with_the_official_checker_on_its_own(real: Any, cate
 
 @pytest.mark.benchmark
 @pytest.mark.parametrize("category", CATEGORIES)
-def test_the_ground_truth_called_by_a_model_is_right(real: Any, category: str) -> None:
-    found, entries = real
-    replay(found, entries(category)[::20])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("category", CATEGORIES)
 def test_the_whole_ground_truth_called_by_a_model_is_right(real: Any, category: str) -> None:
     found, entries = real
     assert replay(found, entries(category)) == 200
 
 
 def replay(found: Bundle, entries: Sequence[Entry]) -> int:
-    """Hold the conversation with a model that calls what is right, one call an answer; every verdict must be ok."""
+    """Hold the conversation with a model that calls what is right, one call an answer where a turn may have so many
+    answers; every verdict must be ok."""
     with Environment(found) as environment:
         for item in entries:
-            attempt, error = converse(item, Scripted(one_by_one(gold(item))), environment)
+            right = one_by_one(gold(item))
+            if max(map(len, right)) >= MOST_ANSWERS:
+                right = gold(item)
+            attempt, error = converse(item, Scripted(right), environment)
             assert error is None
             verdict = judge(item, attempt, environment).verdict
             assert verdict.ok, (item.id, verdict)
@@ -225,7 +231,7 @@ def test_a_turn_without_end_is_cut_off(environment: Environment) -> None:
     attempt, _ = converse(item, Scripted(endless), environment)
     assert sum(message.role == "assistant" for message in attempt.messages) == 21
     verdict = judge(item, attempt, environment).verdict
-    assert verdict.reason == "wrong_state"  # the turn is judged first
+    assert (verdict.ok, verdict.reason, verdict.score) == (False, "endless_turn", 0.0)
     right, *others = one_by_one(gold(item))
     attempt, _ = converse(item, Scripted([[*right, *endless[0]], *others]), environment)
     verdict = judge(item, attempt, environment).verdict
@@ -450,11 +456,8 @@ def test_a_call_has_a_limit_of_time_and_the_state_stays(harbour: Environment) ->
     assert "before" in harbour.call("read", {})
 
 
-def test_a_call_that_never_comes_back_is_ended_and_the_next_task_goes_on(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bfcl_environment, "_GRACE_SECONDS", 0.5)
-    with Environment(bundle, QUICK) as environment:
+def test_a_call_that_never_comes_back_is_ended_and_the_next_task_goes_on(bundle: Bundle) -> None:
+    with Environment(bundle, QUICK.model_copy(update={"wait_seconds": 1.0})) as environment:
         environment.start("t_0", ["Harbour"], {}, False)
         with pytest.raises(EnvironmentLost):
             environment.call("stick", {})

@@ -188,17 +188,17 @@ def _short(value: Any) -> str:
 
 @contextlib.contextmanager
 def _limited(seconds: float) -> Iterator[None]:
-    """TooLong after so many seconds. Code that never comes back to Python is ended by the system, where it can."""
+    """TooLong after so many seconds of the processor. Code that never comes back to Python is ended by the system."""
     if not hasattr(signal, "setitimer"):
         yield
         return
     _limit_processor(seconds + 2)
-    signal.signal(signal.SIGALRM, _too_long)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.signal(signal.SIGPROF, _too_long)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def _too_long(number: int, frame: FrameType | None) -> None:

@@ -353,22 +353,23 @@ def _first_fault(
     """How many turns are right before the first fault, and that fault."""
     if attempt.error:
         return 0, Fault("backend_error", attempt.error)
+    of = f"of {len(entry.truth)}"
+    # A conversation that was cut off is wrong, whatever was before; the turns before are judged to be counted.
+    cut = bool(answers) and len(answers) < len(entry.truth) and len(answers[-1]) >= MOST_ANSWERS
+    last = Fault("endless_turn", f"Turn {len(answers)} {of}: after {MOST_ANSWERS} answers with calls there was no end.")
     environment.start(entry.id, entry.classes, entry.config, entry.long_context)
     had: list[str] = []
-    # Officially a conversation that was cut off fails unseen; here its turns are counted all the same.
-    for number, made in enumerate(answers):
+    for number, made in enumerate(answers[:-1] if cut else answers):
         try:
             fault = _turn_fault(entry.truth[number], turns[number], made, had, environment)
         except EnvironmentLost as error:
             fault = Fault("wrong_value", str(error))
         if fault is not None:
-            return number, Fault(fault.reason, f"Turn {number + 1} of {len(entry.truth)}: {fault.detail}")
+            return number, last if cut else Fault(fault.reason, f"Turn {number + 1} {of}: {fault.detail}")
+    if cut:
+        return len(answers) - 1, last
     if len(answers) < len(entry.truth):
-        where = f"Turn {len(answers)} of {len(entry.truth)}"
-        if answers and len(answers[-1]) < MOST_ANSWERS:
-            return len(answers) - 1, Fault("wrong_value", f"{where}: its last call did not come back.")
-        detail = f"{where}: after {MOST_ANSWERS} answers with calls there was no end."
-        return max(0, len(answers) - 1), Fault("endless_turn", detail)
+        return max(0, len(answers) - 1), Fault("wrong_value", f"Turn {len(answers)} {of}: a call did not come back.")
     return len(answers), None
 
 
