@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -470,11 +471,13 @@ def test_a_call_that_never_comes_back_is_ended_and_the_next_task_goes_on(bundle:
         assert judge(item, agreement.attempt(item, gold(item)), environment).verdict.ok
 
 
-def test_memory_results_files_and_programs_are_limited(harbour: Environment, tmp_path: Path) -> None:
+def test_memory_results_files_and_the_network_are_limited(harbour: Environment, tmp_path: Path) -> None:
     assert harbour.call("fill", {"size": 1 << 33}).startswith("Error during execution:")
     assert "more than 10000 characters" in harbour.call("note", {"text": "x" * 10_001})
     (tmp_path / "secret").write_text("secret")
     assert "out of reach" in harbour.call("reach", {"path": str(tmp_path / "secret")})
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert "out of reach" in harbour.call("connect", {"port": server.getsockname()[1]})
     assert harbour.call("parse", {"day": "2024-02-03"}) == "2024"  # imports of the standard library are not
 
 
