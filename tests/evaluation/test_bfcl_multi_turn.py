@@ -296,15 +296,19 @@ def test_a_report_counts_conversations_and_turns(environment: Environment, tmp_p
     report, failed = result(steps)
     assert {name: (rate.k, rate.n) for name, rate in report.rates.items()} == {
         "ok": (1, 2),
+        "ok_lenient": (0, 0),
         "turns": (3, 6),
         "native_rate": (6, 6),
         "selection": (2, 2),
+        "selection_lenient": (0, 0),
         "no_call": (0, 0),
     }
     assert report.reasons == {"ok": 1, "wrong_state": 1}
     assert report.verdicts.keys() == {items[0].id, items[2].id}
     assert list(report.groups["server"]) == ["Harbour", "Sums"]
     assert [failure.reason for failure in failed] == ["wrong_state"]
+    lenient, _ = result(measure(items[:1], One([]), environment, name="toy", reading="lenient"))
+    assert (lenient.rates["ok"].n, lenient.rates["ok_lenient"].k, lenient.rates["selection_lenient"].k) == (0, 1, 1)
     assert "arrive" in failed[0].expected
     kept = read_jsonl(tmp_path / "attempts.jsonl", Attempt)
     assert [a.verdict.reason for a in kept if a.verdict] == ["ok", "wrong_state"]
@@ -409,7 +413,8 @@ def test_the_command_line_measures_a_served_model(real: Any, tmp_path: Path) -> 
         command += ["--categories", ",".join(chosen), "--out", str(tmp_path), "--json"]
         run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    first, second = json.loads(run.stdout)
+    document = json.loads(run.stdout)
+    first, second = document["reports"] if isinstance(document, dict) else document
     assert (first["suite"], second["suite"]) == ("bfcl:multi_turn_miss_func", "bfcl:multi_turn_long_context")
     assert (first["rates"]["ok"]["k"], first["rates"]["ok"]["n"], first["reasons"]) == (2, 3, {"ok": 2, "no_call": 1})
     assert (second["rates"]["ok"]["k"], second["rates"]["native_rate"]["value"]) == (3, 1.0)

@@ -472,13 +472,21 @@ def measure(
         yield _event(marks.values(), mark, len(entries))
         _stop_if_unreachable(errors)
     ordered = [marks[entry.id] for entry in entries]
-    return tally(name, ordered, backend=backend.name, machine=machine, sha256=sha256), tuple(failed)
+    report = tally(name, ordered, backend=backend.name, reading=reading, machine=machine, sha256=sha256)
+    return report, tuple(failed)
 
 
 def tally(
-    name: str, marks: Sequence[Mark], *, backend: str, machine: Mapping[str, str] | None = None, sha256: str = ""
+    name: str,
+    marks: Sequence[Mark],
+    *,
+    backend: str,
+    reading: Reading = "native",
+    machine: Mapping[str, str] | None = None,
+    sha256: str = "",
 ) -> Report:
-    """Add up. Rates: `ok` and `selection` over the conversations; `turns` is the share of turns before the first wrong
+    """Add up. Rates: `ok` and `selection` over the conversations, or both with `_lenient`: a conversation is held under
+    one reading, what the other would have come to is not measured. `turns` is the share of turns before the first wrong
     one; `native_rate` is over the answered turns that want calls (the runtime surfaced one), `no_call` over those that
     want none (nothing was called). Latency is of whole conversations. Groups: by category and by class of tools."""
     groups: dict[str, dict[str, list[Mark]]] = defaultdict(lambda: defaultdict(list))
@@ -491,8 +499,10 @@ def tally(
         suite_hash=content_hash([bfcl.VERSION, sorted(mark.entry.id for mark in marks)]),
         backend=backend,
         n=len(marks),
-        rates=_rates(marks),
-        groups={kind: {k: _rates(group) for k, group in sorted(parts.items())} for kind, parts in groups.items()},
+        rates=_rates(marks, reading),
+        groups={
+            kind: {k: _rates(group, reading) for k, group in sorted(parts.items())} for kind, parts in groups.items()
+        },
         latency=latency([mark.attempt for mark in marks]),
         reasons=dict(Counter(mark.verdict.reason for mark in marks).most_common()),
         verdicts={mark.entry.id: mark.verdict for mark in marks},
@@ -536,15 +546,20 @@ def evaluate(
     return report
 
 
-def _rates(marks: Sequence[Mark]) -> dict[str, Rate]:
+def _rates(marks: Sequence[Mark], reading: Reading) -> dict[str, Rate]:
     def share(k: str, n: str) -> Rate:
         return rate(sum(getattr(mark, k) for mark in marks), sum(getattr(mark, n) for mark in marks))
 
+    unknown = rate(0, 0)
+    right = rate(sum(mark.verdict.ok for mark in marks), len(marks))
+    selection = rate(sum(mark.verdict.selection_ok for mark in marks), len(marks))
     return {
-        "ok": rate(sum(mark.verdict.ok for mark in marks), len(marks)),
+        "ok": right if reading == "native" else unknown,
+        "ok_lenient": right if reading == "lenient" else unknown,
         "turns": rate(sum(mark.right_turns for mark in marks), sum(len(mark.entry.truth) for mark in marks)),
         "native_rate": share("surfaced", "asked"),
-        "selection": rate(sum(mark.verdict.selection_ok for mark in marks), len(marks)),
+        "selection": selection if reading == "native" else unknown,
+        "selection_lenient": selection if reading == "lenient" else unknown,
         "no_call": share("silent", "waiting"),
     }
 
