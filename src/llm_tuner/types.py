@@ -225,6 +225,9 @@ Reason = Literal[
     "unexpected_parameter",
     "wrong_type",
     "wrong_value",
+    "wrong_state",  # a turn left the environment in another state than wanted
+    "missing_result",  # a wanted call's result is not among those that the model has had
+    "endless_turn",  # the model called and called, and the turn was cut off
     "backend_error",  # the model could not be asked, or it timed out
 ]
 

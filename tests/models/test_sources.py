@@ -590,6 +590,19 @@ def test_wheels_that_arrived_are_not_fetched_again(index: Site, cache: Path, tin
     assert first not in [path for path, _ in index.seen]
 
 
+def test_members_can_keep_their_names(index: Site, cache: Path, tiny: bytes) -> None:
+    cache.mkdir()
+    for name in ("one.zip", "two.zip"):
+        list(sources.pypi.pack(PYPI.removeprefix("pypi:"), cache / name, "parts"))
+    assert (cache / "one.zip").read_bytes() == (cache / "two.zip").read_bytes()
+    with zipfile.ZipFile(cache / "one.zip") as members:
+        assert members.namelist() == sorted(members.namelist())
+        pieces = {name: members.read(name) for name in members.namelist()}
+    assert len(pieces) == 12
+    assert b"".join(pieces[f"tiny_part{1 + n // 11}/data/part{n}.bin"] for n in range(12)) == tiny
+    assert {path.name for path in cache.iterdir()} == {"one.zip", "two.zip"}
+
+
 @pytest.mark.parametrize(
     ("reference", "found"),
     [

@@ -66,18 +66,33 @@ def bfcl(
         str, typer.Option(help="Comma-separated BFCL categories.")
     ] = "simple_python,multiple,parallel,parallel_multiple,irrelevance",
     limit: Annotated[int | None, typer.Option(min=1, help="Tasks of each category, a seeded sample.")] = None,
+    lenient: Annotated[bool, typer.Option(help="Multi-turn: calls written as text are carried out, too.")] = False,
     out_folder: Out = None,
     json: Json = False,
 ) -> None:
     """The Berkeley Function Calling Leaderboard (v4 data, Python categories), by its own rules.
 
+    multi_turn_base, multi_turn_miss_func, multi_turn_miss_param and multi_turn_long_context run whole conversations on
+    the benchmark's own environment, in a process of its own.
+
     Example: llm-tuner eval bfcl --model demo:stable --categories simple_python,irrelevance --limit 50
     """
     from llm_tuner.evaluation import bfcl as benchmark
+    from llm_tuner.evaluation import bfcl_multi_turn as conversations
     from llm_tuner.evaluation.target import evaluate
 
     reports = []
     for category in filter(None, map(str.strip, categories.split(","))):
+        if category in conversations.CATEGORIES:
+            steps = conversations.evaluate(
+                _target(model, ollama, base_url),
+                category,
+                limit,
+                reading="lenient" if lenient else "native",
+                out=out_folder / category if out_folder else None,
+            )
+            reports.append(drive(steps))
+            continue
         drive(benchmark.fetch())
         tasks = benchmark.load(category, limit)
         folder = out_folder / category if out_folder else None

