@@ -48,7 +48,7 @@ PATIENCE = 3
 
 _UNREACHABLE = (RuntimeUnavailable, SourceUnreachable, UnknownModel, CorruptModel)
 _MOST_VALUES = 16  # a tag with more values, or another one for every task, names tasks: it does not group them
-_FIXED = ("language", "category", "server", "tool", "tools_offered")
+_FIXED = ("language", "category", "server")
 
 
 class Mark(NamedTuple):
@@ -290,6 +290,8 @@ def _groups_something(dimension: str, values: Mapping[str, Sequence[Mark]]) -> b
     marks = sum(map(len, values.values()))
     if dimension == "tool":
         return marks >= 2 * len(values)
+    if dimension == "tools_offered":
+        return len(values) > 1
     return dimension in _FIXED or (len(values) <= _MOST_VALUES and len(values) < marks)
 
 
