@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 import pytest
-from test_render import NASTY, Page
 
 from llm_tuner.evaluation.compare import Comparison, compare, open_parts
 from llm_tuner.evaluation.details import details
@@ -18,6 +17,7 @@ from llm_tuner.evaluation.wording import WORDS, Language
 from llm_tuner.scoring import Rules, gold_attempt, score
 from llm_tuner.store import Store, write_jsonl
 from llm_tuner.types import Attempt, DataError, ExactCalls, Message, NoCall, Report, Task, Timing, ToolCall, ToolSpec
+from pages import NASTY, Page
 
 CLOCK, FETCH = ToolSpec(name="clock", server="time"), ToolSpec(name="fetch", server="web")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -31,8 +30,8 @@ from llm_tuner.types import (
     ToolSpec,
     Usage,
 )
+from pages import NASTY, Page
 
-NASTY = "<script>alert(1)</script> | `x` [a](http://evil.example) ![b](http://evil.example/i.png) \"'><img src=x>"
 CLOCK = ToolSpec(name="clock", server="time", parameters={"type": "object", "properties": {"zone": {"type": "string"}}})
 
 
@@ -63,34 +62,6 @@ DECISION = Decision(
     checks=(Check(rule="a", passed=True, sentence="It is better."), Check(rule="b", passed=False, sentence=NASTY)),
 )
 CURVE = [(1, 2.5), (2, 1.25), (3, 0.5)]
-
-
-class Page(HTMLParser):
-    """The tags, the attributes and the text of a page; raises where tags do not close."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: set[str] = set()
-        self.links: list[str] = []
-        self.open: list[str] = []
-        self.text = ""
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        self.links += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "action")]
-        if tag not in ("meta", "path", "polyline"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 @pytest.mark.parametrize("language", ["en", "ja"])

@@ -143,7 +143,7 @@ def measure_latency(
     options = ChatOptions(max_tokens=max_tokens)
     ask = backend.stream if isinstance(backend, Streaming) else backend.chat
     words, numbers = _first_words(), itertools.count()
-    loads = []
+    loads: list[Load] = []
     total = 2 * requests * len(concurrency)
 
     def send(first_word: str, number: int) -> _Timed:
