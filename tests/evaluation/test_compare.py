@@ -66,7 +66,7 @@ def test_a_fall_beyond_its_interval_is_a_regression(tmp_path: Path) -> None:
     bad = measured(tmp_path / "bad", [attempt(one, kinds.get(one.id, "right"), ms=50) for one in ALL])
     found = compared(good, bad)
     by_metric = {change.metric: change for change in found.changes}
-    assert {change.metric for change in found.regressions} == set(by_metric) - {"no_call"}
+    assert {change.metric for change in found.regressions} == set(by_metric) - {"no_call", "no_call_lenient"}
     assert (by_metric["ok"].n, by_metric["ok"].lost, by_metric["ok"].gained) == (35, 13, 0)
     assert (by_metric["native_rate"].n, by_metric["native_rate"].lost) == (30, 12)
     assert (by_metric["no_call"].n, by_metric["no_call"].lost) == (5, 1)
@@ -78,7 +78,7 @@ def test_a_fall_beyond_its_interval_is_a_regression(tmp_path: Path) -> None:
     assert found.mended == {}
     assert {name: change.lost for name, change in found.groups["tool"].items()} == {"clock": 12, "fetch": 0}
     assert {name: change.lost for name, change in found.groups["language"].items()} == {"en": 13, "ja": 0}
-    assert (found.speed.n, found.speed.ratio, found.notes) == (35, 0.5, ())
+    assert (found.times.n, found.times.ratio, found.notes) == (35, 0.5, ())
     back = compared(bad, good)
     assert back.regressions == ()
     assert back.mended == found.broke
@@ -102,6 +102,11 @@ def test_the_lenient_reading_is_compared_on_its_own(tmp_path: Path) -> None:
     found = {change.metric: change.gained for change in compared(before, after).changes}
     assert found["selection"] == found["native_rate"] == 20
     assert found["selection_lenient"] == found["parameters_lenient"] == 0
+    assert len(compared(before, after).flips) == 20
+    lenient = compare(open_parts(str(before)), open_parts(str(after)), reading="lenient")
+    assert lenient.flips == ()
+    assert lenient.changes == compared(before, after).changes
+    assert {name: change.gained for name, change in lenient.groups["tool"].items()} == {"clock": 0, "fetch": 0}
 
 
 def test_a_report_without_the_lenient_reading_is_compared_without_it(tmp_path: Path) -> None:
@@ -158,7 +163,7 @@ def test_without_tasks_and_attempts_verdicts_are_still_compared(tmp_path: Path) 
     assert len(found.flips) == 30
     assert found.flips[0].before is None
     assert found.broke == {"reason": {"no_call": 30}}
-    assert found.speed.n == 0
+    assert found.times.n == 0
     assert any("suite.jsonl" in note for note in found.notes)
     assert CLOCKS[0].id in Page(comparison_to_html(found)).text
 

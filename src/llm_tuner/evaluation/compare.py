@@ -19,6 +19,7 @@ from llm_tuner.evaluation.counts import servers_of, tools_of
 from llm_tuner.evaluation.details import Entry, cut, entry
 from llm_tuner.evaluation.intervals import METRICS, Metric, Paired, common, paired
 from llm_tuner.evaluation.measure import ATTEMPTS
+from llm_tuner.scoring import Reading
 from llm_tuner.store import Store, read_jsonl
 from llm_tuner.types import Attempt, DataError, Report, Task, Value, Verdict
 
@@ -71,7 +72,7 @@ class Flip(Value):
     after: Entry | None = None
 
 
-class Speed(Value):
+class Times(Value):
     """End-to-end medians in milliseconds over the `n` tasks that both sides answered; `ratio` is after / before."""
 
     n: int
@@ -85,11 +86,13 @@ class Comparison(Value):
     """Before and after on their `common` tasks.
 
     `groups[dimension][value]` is the change of `ok` in a part of them; `broke` and `mended` count flipped tasks by
-    `reason` (of the wrong answer), `tool` and `server`. `notes` are sentences about what limits the comparison.
+    `reason` (of the wrong answer), `tool` and `server`; all of these, and the flips, by the `reading` that was asked
+    for. `notes` are sentences about what limits the comparison.
     """
 
     before: Side
     after: Side
+    reading: Reading
     common: int
     only_before: int
     only_after: int
@@ -98,7 +101,7 @@ class Comparison(Value):
     broke: dict[str, dict[str, int]]
     mended: dict[str, dict[str, int]]
     flips: tuple[Flip, ...]
-    speed: Speed
+    times: Times
     notes: tuple[str, ...] = ()
 
     @property
@@ -126,7 +129,9 @@ def open_parts(which: str, store: Store | None = None, only: str = "") -> tuple[
     return kept
 
 
-def compare(before: Sequence[Part], after: Sequence[Part], *, most_flips: int = 1000) -> Comparison:
+def compare(
+    before: Sequence[Part], after: Sequence[Part], *, reading: Reading = "native", most_flips: int = 1000
+) -> Comparison:
     """Compare task by task, all suites of a side together. At most `most_flips` flipped tasks carry their attempts.
 
     Raises DataError where the sides share no task, or were judged by different rules.
@@ -139,12 +144,15 @@ def compare(before: Sequence[Part], after: Sequence[Part], *, most_flips: int = 
         )
     ids = common(old, new)
     changes = tuple(_changes(old, new))
+    if reading == "lenient":
+        old, new = _leniently(old), _leniently(new)
     tasks = _tasks((*after, *before), ids)
     where = {id_: part.name for part in before for id_ in part.report.verdicts}
-    flips, speed = _flips(before, after, tasks, where, most_flips)
+    flips, times = _flips(_Pair(old, new, tuple(before), tuple(after)), tasks, where, most_flips)
     return Comparison(
         before=_side(before, old),
         after=_side(after, new),
+        reading=reading,
         common=len(ids),
         only_before=len(old.verdicts.keys() - ids),
         only_after=len(new.verdicts.keys() - ids),
@@ -153,8 +161,8 @@ def compare(before: Sequence[Part], after: Sequence[Part], *, most_flips: int = 
         broke=_tally(tasks, (flip for flip in flips if not flip.gained)),
         mended=_tally(tasks, (flip for flip in flips if flip.gained)),
         flips=flips,
-        speed=speed,
-        notes=tuple(_notes(old, new, ids, tasks, flips, speed)),
+        times=times,
+        notes=tuple(_notes(old, new, ids, tasks, flips, times)),
     )
 
 
@@ -217,6 +225,11 @@ def _together(parts: Sequence[Part]) -> Report:
     )
 
 
+def _leniently(report: Report) -> Report:
+    """The lenient verdicts in place of the native ones. The lenient metrics stay what they are."""
+    return report.model_copy(update={"verdicts": report.verdicts | report.lenient})
+
+
 def _tasks(parts: Iterable[Part], ids: set[str]) -> dict[str, Task]:
     out: dict[str, Task] = {}
     for path in dict.fromkeys(part.tasks for part in parts if part.tasks):
@@ -235,7 +248,7 @@ def _attempts(parts: Iterable[Part]) -> Iterator[Attempt]:
 
 
 def _changes(old: Report, new: Report) -> Iterator[Change]:
-    metrics: Sequence[Metric] = METRICS if new.wanted else ("ok", "no_call")
+    metrics: Sequence[Metric] = METRICS if new.wanted else ("ok", "no_call", "ok_lenient", "no_call_lenient")
     readings_kept = _readings_kept(old) and _readings_kept(new)
     for metric in metrics:
         if metric.endswith("_lenient") and not readings_kept:
@@ -273,33 +286,45 @@ def _groups(
     }
 
 
+class _Pair(NamedTuple):
+    old: Report
+    new: Report
+    before: tuple[Part, ...]
+    after: tuple[Part, ...]
+
+
 def _flips(
-    before: Sequence[Part], after: Sequence[Part], tasks: Mapping[str, Task], where: Mapping[str, str], most: int
-) -> tuple[tuple[Flip, ...], Speed]:
-    """The flipped tasks, lost ones first, and the speed of all common ones: both read the attempts, once."""
-    old, new = _together(before), _together(after)
-    ids = common(old, new)
-    flipped = [id_ for id_ in old.verdicts if id_ in ids and old.verdicts[id_].ok != new.verdicts[id_].ok]
-    flipped.sort(key=lambda id_: (new.verdicts[id_].ok, where[id_], new.verdicts[id_].reason, old.verdicts[id_].reason))
+    pair: _Pair, tasks: Mapping[str, Task], where: Mapping[str, str], most: int
+) -> tuple[tuple[Flip, ...], Times]:
+    """The flipped tasks, lost ones first, and how long the common ones took: both read the attempts, once."""
+    old, new = pair.old.verdicts, pair.new.verdicts
+    ids = common(pair.old, pair.new)
+    flipped = [id_ for id_ in old if id_ in ids and old[id_].ok != new[id_].ok]
+    flipped.sort(key=lambda id_: (new[id_].ok, where[id_], new[id_].reason, old[id_].reason))
     shown = set(flipped[:most]) & tasks.keys()
-    entries: list[dict[str, Entry]] = []
-    times: list[dict[str, float]] = []
-    for parts, report in ((before, old), (after, new)):
-        seen, taken = dict[str, Entry](), dict[str, float]()
-        for attempt in _attempts(parts):
-            if attempt.task_id in shown:
-                seen[attempt.task_id] = entry(tasks[attempt.task_id], attempt, report.verdicts[attempt.task_id])
-            if attempt.task_id in ids and not attempt.error and attempt.timing.total_ms > 0:
-                taken[attempt.task_id] = attempt.timing.total_ms
-        entries.append(seen)
-        times.append(taken)
+    first, before_ms = _look_up(pair.before, pair.old, ids, {id_: tasks[id_] for id_ in shown})
+    second, after_ms = _look_up(pair.after, pair.new, ids, {id_: tasks[id_] for id_ in shown})
     flips = tuple(
-        _flip(id_, where[id_], tasks.get(id_), old.verdicts[id_], new.verdicts[id_]).model_copy(
-            update={"before": entries[0].get(id_), "after": entries[1].get(id_)}
+        _flip(id_, where[id_], tasks.get(id_), old[id_], new[id_]).model_copy(
+            update={"before": first.get(id_), "after": second.get(id_)}
         )
         for id_ in flipped
     )
-    return flips, _speed(old, new, *times)
+    return flips, _times(pair.old, pair.new, before_ms, after_ms)
+
+
+def _look_up(
+    parts: Sequence[Part], report: Report, ids: set[str], shown: Mapping[str, Task]
+) -> tuple[dict[str, Entry], dict[str, float]]:
+    """The entries of the shown tasks, and the milliseconds of all that were answered."""
+    entries, taken = dict[str, Entry](), dict[str, float]()
+    for attempt in _attempts(parts):
+        if attempt.task_id in shown:
+            task, verdict = shown[attempt.task_id], report.verdicts[attempt.task_id]
+            entries[attempt.task_id] = entry(task, attempt, verdict)
+        if attempt.task_id in ids and not attempt.error and attempt.timing.total_ms > 0:
+            taken[attempt.task_id] = attempt.timing.total_ms
+    return entries, taken
 
 
 def _flip(id_: str, suite: str, task: Task | None, old: Verdict, new: Verdict) -> Flip:
@@ -326,13 +351,13 @@ def _tally(tasks: Mapping[str, Task], flips: Iterable[Flip]) -> dict[str, dict[s
     return {name: dict(counter.most_common()) for name, counter in counted.items() if counter}
 
 
-def _speed(old: Report, new: Report, before: Mapping[str, float], after: Mapping[str, float]) -> Speed:
+def _times(old: Report, new: Report, before: Mapping[str, float], after: Mapping[str, float]) -> Times:
     same = all(old.machine.get(key) == new.machine.get(key) for key in ("cpu", "cores", "gpu"))
     both = before.keys() & after.keys()
     if not both:
-        return Speed(n=0, same_machine=same)
+        return Times(n=0, same_machine=same)
     first, second = median(before[id_] for id_ in both), median(after[id_] for id_ in both)
-    return Speed(n=len(both), before_p50_ms=first, after_p50_ms=second, ratio=second / first, same_machine=same)
+    return Times(n=len(both), before_p50_ms=first, after_p50_ms=second, ratio=second / first, same_machine=same)
 
 
 def _side(parts: Sequence[Part], together: Report) -> Side:
@@ -348,7 +373,7 @@ def _side(parts: Sequence[Part], together: Report) -> Side:
 
 
 def _notes(
-    old: Report, new: Report, ids: set[str], tasks: Mapping[str, Task], flips: Sequence[Flip], speed: Speed
+    old: Report, new: Report, ids: set[str], tasks: Mapping[str, Task], flips: Sequence[Flip], times: Times
 ) -> Iterator[str]:
     for name, report in (("before", old), ("after", new)):
         left_out = len(report.verdicts) - len(ids)
@@ -360,5 +385,5 @@ def _notes(
         yield f"The tasks of {missing} verdicts were not kept ({SUITE}): their tools and requests are not shown."
     if without := sum(flip.before is None or flip.after is None for flip in flips):
         yield f"{without} of {len(flips)} flipped tasks are shown without their attempts."
-    if not speed.same_machine:
+    if not times.same_machine:
         yield "The two sides ran on different machines: their latencies say little about the models."

@@ -12,7 +12,17 @@ from typing import Literal, get_args
 
 from llm_tuner.types import DataError, Rate, Reason, Report, Value
 
-Metric = Literal["ok", "native_rate", "selection", "parameters", "no_call", "selection_lenient", "parameters_lenient"]
+Metric = Literal[
+    "ok",
+    "native_rate",
+    "selection",
+    "parameters",
+    "no_call",
+    "ok_lenient",
+    "selection_lenient",
+    "parameters_lenient",
+    "no_call_lenient",
+]
 METRICS: tuple[Metric, ...] = get_args(Metric)
 
 _NOT_SURFACED: tuple[Reason, ...] = ("no_call", "call_as_text", "backend_error")
@@ -54,8 +64,9 @@ def rate(k: int, n: int) -> Rate:
 def paired(before: Report, after: Report, metric: Metric = "ok", tasks: Collection[str] | None = None) -> Paired:
     """Compare two reports task by task on the ids that both have (and that `tasks` names, where given).
 
-    `ok` is compared over all tasks, `no_call` over those that want no call, everything else over those that want one
-    (`Report.wanted`; over all in a report that names none). The p value is McNemar's exact test (McNemar 1947,
+    `ok` is compared over all tasks, `no_call` over those that want no call (both also as `_lenient`), everything else
+    over those that want one (`Report.wanted`; over all in a report that names none). The p value is McNemar's exact
+    test (McNemar 1947,
     Psychometrika 12:153-157): two-sided binomial over the tasks that changed. The interval is Newcombe's for paired
     proportions, method 10 (Newcombe 1998, Statistics in Medicine 17:2635-2650). Raises DataError where the reports
     share no task.
@@ -90,9 +101,9 @@ def paired(before: Report, after: Report, metric: Metric = "ok", tasks: Collecti
 def common(before: Report, after: Report, metric: Metric = "ok") -> set[str]:
     """The ids of the tasks that both reports have and that the metric speaks of."""
     ids, wanted = before.verdicts.keys() & after.verdicts.keys(), set(after.wanted)
-    if metric == "ok" or (metric != "no_call" and not wanted):
-        return ids
-    return ids - wanted if metric == "no_call" else ids & wanted
+    if metric.startswith("no_call"):
+        return ids - wanted
+    return ids if metric.startswith("ok") or not wanted else ids & wanted
 
 
 def right(report: Report, task: str, metric: Metric) -> bool:

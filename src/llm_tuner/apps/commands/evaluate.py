@@ -94,6 +94,9 @@ def compare(
     ],
     after: Annotated[str, typer.Argument(help="The same, of what is held against it.")],
     only: Annotated[str, typer.Option("--suite", help="Only this suite (its folder: held-out, simple_python).")] = "",
+    reading: Annotated[
+        Literal["native", "lenient"], typer.Option(help="Which tasks count as flipped; lenient: calls in text count.")
+    ] = "native",
     language: Annotated[Literal["en", "ja"], typer.Option(help="Of the pages.")] = "en",
     out_folder: Annotated[Path | None, typer.Option("--out", help="Folder for compare.json, .md and .html.")] = None,
     json: Json = False,
@@ -109,7 +112,7 @@ def compare(
     from llm_tuner.evaluation.render import write_comparison
     from llm_tuner.types import GATE_REFUSED
 
-    found = compared(open_parts(before, only=only), open_parts(after, only=only))
+    found = compared(open_parts(before, only=only), open_parts(after, only=only), reading=reading)
     if out_folder:
         write_comparison(out_folder, found, language)
     document = found.model_dump(mode="json") | {"regressions": [change.metric for change in found.regressions]}
@@ -139,9 +142,9 @@ def _comparison(found: Comparison) -> str:
         for by, values in counts.items():
             most = ", ".join(f"{value} {n}" for value, n in list(values.items())[:8])
             parts.append(f"{title} by {by}: {most}")
-    if found.speed.ratio:
-        times = f"{found.speed.before_p50_ms:.0f} -> {found.speed.after_p50_ms:.0f} ms"
-        parts.append(f"latency p50: {times} (x {found.speed.ratio:.2f}, {found.speed.n} tasks)")
+    if found.times.ratio:
+        times = f"{found.times.before_p50_ms:.0f} -> {found.times.after_p50_ms:.0f} ms"
+        parts.append(f"latency p50: {times} (x {found.times.ratio:.2f}, {found.times.n} tasks)")
     return "\n".join([*parts, *found.notes])
 
 
