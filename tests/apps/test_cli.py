@@ -13,7 +13,7 @@ COMMANDS = [
     "demo", "tune", "train", "rollback", "status", "doctor",
     "models list", "models pull", "models rm", "models versions", "models promote", "models rollback",
     "tools list", "tools call", "data collect", "data show", "eval suite", "eval bfcl",
-    "eval compare",
+    "eval compare", "eval latency",
 ]  # fmt: skip
 
 
@@ -84,6 +84,7 @@ BAD = [
     ("no such version", ["rollback", "mine"], 11, "mine"),
     ("no such suite", ["eval", "suite", "none.jsonl"], 30, "none.jsonl"),
     ("nothing to compare", ["eval", "compare", "none", "last"], 30, 'evaluate run "none" (runs found: none)'),
+    ("latency of no requests at a time", ["eval", "latency", "--concurrency", "1,x"], 4, 'found "1,x"'),
     ("no collect run", ["train"], 30, 'No collect run "last" (found: none)'),
     ("no such configuration", ["tune", "--config", "none.toml"], 4, "none.toml"),
     ("unknown runtime", ["tune", "--runtime", "vllm"], 4, "embedded or ollama"),

@@ -25,10 +25,14 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from statistics import median
-from typing import Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from llm_tuner.evaluation.measure import percentile
 from llm_tuner.evaluation.suite import Suite, catalogue_key
+from llm_tuner.evaluation.target import Located, Target, locate, opened
+from llm_tuner.models.description import describe
+from llm_tuner.models.resources import machine
+from llm_tuner.store import versions
 from llm_tuner.types import (
     Backend,
     ChatOptions,
@@ -42,7 +46,11 @@ from llm_tuner.types import (
     Value,
 )
 
+if TYPE_CHECKING:
+    from llm_tuner.models.ollama import Ollama
+
 Prefix = Literal["cold", "warm"]
+Device = Literal["cpu", "gpu", "unknown"]
 
 MAX_TOKENS = 64
 TARGETS_MS = {1.5e9: 500.0, 7e9: 2000.0}
@@ -91,7 +99,7 @@ class LatencyReport(Value):
 
     backend: str
     runtime: str
-    device: Literal["cpu", "gpu", "unknown"]
+    device: Device
     parameters: int
     quantisation: str
     model_sha256: str
@@ -169,7 +177,43 @@ def measure_latency(
     return tuple(loads)
 
 
-def goal(loads: Sequence[Load], parameters: int, device: str) -> Goal:
+def time_target(
+    target: Target,
+    workload: Workload,
+    *,
+    concurrency: Sequence[int] = (1,),
+    requests: int = 20,
+    max_tokens: int = MAX_TOKENS,
+    parameters: int = 0,
+    gpu: bool = False,
+) -> Generator[Event, None, LatencyReport]:
+    """Locate, open, measure, and hold the result against the target for the model's size.
+
+    `parameters` (weights) and `gpu` say what cannot be found out of a server; they win over what is found.
+    """
+    located = yield from locate(target)
+    here = machine()
+    with opened(located, slots=max(concurrency, default=1)) as backend:
+        steps = measure_latency(backend, workload, concurrency=concurrency, requests=requests, max_tokens=max_tokens)
+        loads = yield from steps
+        served = _served(located, backend, here)
+    served = served.model_copy(update={"parameters": parameters or served.parameters})
+    device = "gpu" if gpu else served.device
+    return LatencyReport(
+        backend=backend.name,
+        runtime=served.runtime,
+        device=device,
+        parameters=served.parameters,
+        quantisation=served.quantisation,
+        model_sha256=located.sha256,
+        machine=here,
+        tools=len(workload.tools),
+        loads=loads,
+        goal=goal(loads, served.parameters, device),
+    )
+
+
+def goal(loads: Sequence[Load], parameters: int, device: Device) -> Goal:
     """Holds the warm median of single requests against the target for this many weights."""
     alone = next((load for load in loads if load.prefix == "warm" and load.concurrency == 1), None)
     found = Goal(measured_ms=alone.total.p50 if alone else None)
@@ -213,6 +257,48 @@ def workload_of(suite: Suite) -> Workload:
         raise EmptyData(f'The suite "{suite.name}" holds no task: there is nothing to ask.')
     chosen = [suite.tasks[place] for place in max(catalogues.values(), key=len)]
     return Workload(tools=chosen[0].tools, requests=tuple(dict.fromkeys(task.request for task in chosen)))
+
+
+# ------------------------------------------------------------------------------------------------------ what is served
+
+
+class _Served(Value):
+    """What the runtime or the file says about the model; `device` is where it computes."""
+
+    runtime: str
+    device: Device = "unknown"
+    parameters: int = 0
+    quantisation: str = ""
+
+
+def _served(located: Located, backend: Backend, here: dict[str, str]) -> _Served:
+    from llm_tuner.models.ollama import Ollama
+
+    if located.gguf is not None:
+        found = describe(located.gguf)
+        runtime = f"llama.cpp (xllamacpp {versions().get('xllamacpp', '?')})"
+        # Where there is a GPU, a build of llama.cpp with its support may use it: that is not asked here.
+        device: Device = "cpu" if here["gpu"] == "none" else "unknown"
+        return _Served(runtime=runtime, device=device, parameters=found.parameters, quantisation=found.quantisation)
+    if isinstance(backend, Ollama):
+        return _served_by_ollama(backend)
+    return _Served(runtime="OpenAI-compatible server")
+
+
+def _served_by_ollama(backend: Ollama) -> _Served:
+    shown = backend.server.show(backend.name)
+    details, info = shown.get("details") or {}, shown.get("model_info") or {}
+    names = (backend.name, f"{backend.name}:latest")
+    loaded = next((model for model in backend.server.running() if model.get("name") in names), None)
+    device: Device = "unknown"
+    if loaded is not None and loaded.get("size"):  # partly on the CPU counts as CPU: the slower part decides
+        device = "gpu" if loaded.get("size_vram", 0) >= loaded["size"] else "cpu"
+    return _Served(
+        runtime=f"Ollama {backend.server.version()}",
+        device=device,
+        parameters=int(info.get("general.parameter_count") or 0),
+        quantisation=str(details.get("quantization_level") or ""),
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- timing

@@ -66,13 +66,15 @@ def locate(target: Target) -> Generator[Event, None, Located]:
 
 
 @contextmanager
-def opened(located: Located) -> Iterator[Backend]:
-    """The backend, closed at the end."""
+def opened(located: Located, slots: int = 1) -> Iterator[Backend]:
+    """The backend, closed at the end. `slots`: so many requests at a time are served by the embedded runtime; a server
+    has its own number."""
     target = located.target
     if located.gguf is not None:
         from llm_tuner.models.llamacpp import Embedded
 
-        with Embedded(located.gguf, name=target.model, context=target.context, threads=target.threads) as embedded:
+        context, threads = target.context, target.threads
+        with Embedded(located.gguf, name=target.model, context=context, threads=threads, slots=slots) as embedded:
             yield embedded
     elif target.ollama:
         from llm_tuner.models.ollama import Ollama
