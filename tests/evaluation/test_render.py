@@ -109,7 +109,7 @@ def test_tokens_are_shown_where_the_runtime_counted_them() -> None:
 def test_confused_tools_are_a_table_or_a_list() -> None:
     many = {f"t{i}": {f"t{i}": 3, "t0": 1, "(nothing)": 1} for i in range(40)}
     page = Page(to_html(None, AFTER.model_copy(update={"confusion": many})))
-    assert f"10 {WORDS['en']['more_tools']}" in page.text
+    assert f"16 {WORDS['en']['more_tools']}" in page.text
     once = {f"t{i}": {"t0": 1} for i in range(40)}
     page = Page(to_html(None, AFTER.model_copy(update={"confusion": once})))
     assert WORDS["en"]["more_tools"] not in page.text

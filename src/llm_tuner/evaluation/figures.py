@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Curve = Sequence[tuple[int, float]]
 
-_MATRIX = 30  # tools; a bigger table cannot be read
+_MATRIX = 24  # tools; a bigger table cannot be read
 _PAIRS = 20
 _SPECIAL = (NOTHING, UNKNOWN, SEVERAL, BROKEN, NO_ANSWER)
 
@@ -64,6 +64,7 @@ class Line(NamedTuple):
 class Column(NamedTuple):
     name: str
     short: str
+    number: int = 0
 
 
 class Confusion(NamedTuple):
@@ -82,7 +83,7 @@ def confusion_table(counts: dict[str, dict[str, int]], words: dict[str, str]) ->
     if sum(sum(row.values()) for row in counts.values()) < 2 * len(counts):
         return Confusion([], [], 0, pairs) if pairs else None
     names = list(counts)[:_MATRIX]
-    columns = [Column(name, str(place)) for place, name in enumerate(names, 1)]
+    columns = [Column(name, str(place), place) for place, name in enumerate(names, 1)]
     columns += [Column(name, name.strip("()")) for name in _SPECIAL if any(name in counts[wanted] for wanted in names)]
     known = {column.name for column in columns}
     rest = {wanted: sum(n for called, n in counts[wanted].items() if called not in known) for wanted in names}

@@ -278,7 +278,7 @@ def _template(name: str) -> Template:
         lstrip_blocks=True,
     )
     environment.filters.update(percent=_percent, interval=_interval, points=points, number=number, p=_p)
-    environment.filters.update(short=_summary, share=_share)
+    environment.filters.update(short=_summary, share=_share, pairs=_pairs)
     return environment.get_template(name)
 
 
@@ -301,6 +301,10 @@ def _interval(rate: Rate | None) -> str:
 
 def _share(value: float) -> str:
     return f"{value * 100:.1f} %"
+
+
+def _pairs(words: dict[str, str]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in words.items())
 
 
 def _summary(text: str) -> str:
