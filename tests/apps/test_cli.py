@@ -13,7 +13,7 @@ COMMANDS = [
     "demo", "tune", "train", "rollback", "status", "doctor",
     "models list", "models pull", "models rm", "models versions", "models promote", "models rollback",
     "tools list", "tools call", "data collect", "data show", "eval suite", "eval bfcl",
-    "eval compare", "eval latency",
+    "eval compare", "eval latency", "eval general",
 ]  # fmt: skip
 
 

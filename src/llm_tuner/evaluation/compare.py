@@ -248,7 +248,13 @@ def _attempts(parts: Iterable[Part]) -> Iterator[Attempt]:
 
 
 def _changes(old: Report, new: Report) -> Iterator[Change]:
-    metrics: Sequence[Metric] = METRICS if new.wanted else ("ok", "no_call", "ok_lenient", "no_call_lenient")
+    metrics: Sequence[Metric] = (
+        ("ok",)
+        if new.rates.keys() == {"ok"}
+        else METRICS
+        if new.wanted
+        else ("ok", "no_call", "ok_lenient", "no_call_lenient")
+    )
     readings_kept = _readings_kept(old) and _readings_kept(new)
     for metric in metrics:
         if metric.endswith("_lenient") and not readings_kept:

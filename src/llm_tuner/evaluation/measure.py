@@ -77,13 +77,15 @@ def measure(
     out: Path | None = None,
     machine: Mapping[str, str] | None = None,
     sha256: str = "",
+    judge: Callable[[Task, Attempt], Verdict] | None = None,
 ) -> Generator[Event, None, tuple[Report, list[Attempt]]]:
     """Ask the backend every task of the suite; return the report and the attempts in the suite's order.
 
     One event a task; its `data` holds the task's id, the verdict's reason and the running rates (0..1). With `out` the
     attempts are appended to `out/attempts.jsonl`, and those already there are not asked again (failed ones are). A task
     that stands twice in the suite is asked once. A ModelError becomes an attempt with its `error`; the same error of a
-    backend that cannot be reached three times in a row is raised. `sha256` is the model file's.
+    backend that cannot be reached three times in a row is raised. `sha256` is the model file's. `judge` gives the
+    attempts' verdicts in the place of `score`; the report is about calls all the same.
 
     Raises EmptyData for a suite without tasks, DataError where `out` holds another backend's attempts.
     """
@@ -99,7 +101,7 @@ def measure(
         if attempt is None:
             attempt, error = _ask(task, backend, options)
             errors = [*errors, error] if error is not None else []
-        verdict = score(task, attempt, rules=rules)
+        verdict = judge(task, attempt) if judge is not None else score(task, attempt, rules=rules)
         attempts[task.id] = attempt.model_copy(update={"verdict": verdict})
         if fresh and out is not None:
             append_jsonl(out / ATTEMPTS, attempts[task.id])

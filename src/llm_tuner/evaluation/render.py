@@ -179,7 +179,7 @@ def _render(
         "decision": decision,
         "rates": [row for metric in RATES if (row := _row(words[metric], before, after, metric))],
         "changes": [(words[change.metric], change) for change in _changes(before, after)],
-        "group_rates": [words[metric] for metric in GROUP_RATES],
+        "group_rates": [words[metric] for metric in _group_rates(before, after)],
         "groups": [(words.get(name, name), _group(before, after, name)) for name in after.groups],
         "reasons": _reasons(before, after),
         "latency": [
@@ -215,13 +215,18 @@ def _changes(before: Report | None, after: Report) -> list[Paired]:
         return []  # reports without a common task can be shown side by side, but not compared
 
 
+def _group_rates(before: Report | None, after: Report) -> list[str]:
+    """Those that speak of any task of the suite."""
+    return [metric for metric in GROUP_RATES if _row("", before, after, metric)]
+
+
 def _group(before: Report | None, after: Report, dimension: str) -> list[tuple[str, int, list[_Row]]]:
     old = before.groups.get(dimension, {}) if before is not None else {}
     return [
         (
             value,
             rates["ok"].n,
-            [_Row("", old.get(value, {}).get(metric), rates.get(metric)) for metric in GROUP_RATES],
+            [_Row("", old.get(value, {}).get(metric), rates.get(metric)) for metric in _group_rates(before, after)],
         )
         for value, rates in after.groups[dimension].items()
     ]
