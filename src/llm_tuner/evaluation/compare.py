@@ -248,19 +248,18 @@ def _attempts(parts: Iterable[Part]) -> Iterator[Attempt]:
 
 
 def _changes(old: Report, new: Report) -> Iterator[Change]:
-    metrics: Sequence[Metric] = (
-        ("ok",)
-        if new.rates.keys() == {"ok"}
-        else METRICS
-        if new.wanted
-        else ("ok", "no_call", "ok_lenient", "no_call_lenient")
-    )
     readings_kept = _readings_kept(old) and _readings_kept(new)
-    for metric in metrics:
+    for metric in _metrics(new):
         if metric.endswith("_lenient") and not readings_kept:
             continue
         if metric == "ok" or common(old, new, metric):
             yield _change(paired(old, new, metric))
+
+
+def _metrics(report: Report) -> Sequence[Metric]:
+    if report.rates.keys() == {"ok"}:  # not about calls (general.py)
+        return ("ok",)
+    return METRICS if report.wanted else ("ok", "no_call", "ok_lenient", "no_call_lenient")
 
 
 def _change(found: Paired) -> Change:
