@@ -349,7 +349,8 @@ def _tally(tasks: Mapping[str, Task], flips: Iterable[Flip]) -> dict[str, dict[s
     reasons, tools, servers = Counter[str](), Counter[str](), Counter[str]()
     for flip in flips:
         reasons[flip.reason_before if flip.gained else flip.reason_after] += 1
-        if task := tasks.get(flip.task):
+        task = tasks.get(flip.task)
+        if task is not None and task.tools:
             tools.update(flip.tools or ("(no call)",))
             servers.update(filter(None, (servers_of(task),)))
     counted = {"reason": reasons, "tool": tools, "server": servers}
