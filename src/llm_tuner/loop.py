@@ -296,6 +296,7 @@ def evaluate_step(store: Store, runtime: Runtime, served: Served, collected: Run
         for name, suite in suites.items():
             out = folder.path / name
             out.mkdir(exist_ok=True)
+            save_suite(suite, out / "suite.jsonl")
             result, _ = yield from measure(suite, model, out=out, machine=machine(), sha256=served.sha256)
             write_atomic(out / "report.json", result.model_dump_json(indent=1))
             folder.outputs[name] = f"{name}/report.json"

@@ -294,16 +294,29 @@ class Latency(Value):
     n: int = 0
     p50_ms: float | None = None
     p95_ms: float | None = None
+    p99_ms: float | None = None
     first_token_p50_ms: float | None = None
     tokens_per_s: float | None = None
+
+
+class Tokens(Value):
+    """Tokens of the `n` answers: medians a request, and all of them together."""
+
+    n: int = 0
+    prompt_p50: float | None = None
+    completion_p50: float | None = None
+    prompt: int = 0
+    cached: int = 0
+    completion: int = 0
 
 
 class Report(Value):
     """What a suite measured of a backend.
 
     `rates` are over the whole suite, `groups` over parts of it (`groups["language"]["ja"]["selection"]`).
-    `verdicts` (native reading) by task id make two reports comparable task by task; `wanted` are the ids of the tasks
-    that want a call.
+    `verdicts` (native reading) by task id make two reports comparable task by task; `lenient` holds the verdicts of the
+    lenient reading where they differ, `wanted` the ids of the tasks that want a call. `confusion[wanted][called]`
+    counts the tasks that want one call, by the tool that was called (lenient reading).
     """
 
     suite: str
@@ -313,8 +326,12 @@ class Report(Value):
     rates: dict[str, Rate]
     groups: dict[str, dict[str, dict[str, Rate]]] = Field(default_factory=dict)
     latency: Latency = Latency()
+    tokens: Tokens = Tokens()
     reasons: dict[str, int] = Field(default_factory=dict)
+    confusion: dict[str, dict[str, int]] = Field(default_factory=dict)
+    rules: str = ""
     verdicts: dict[str, Verdict] = Field(default_factory=dict)
+    lenient: dict[str, Verdict] = Field(default_factory=dict)
     wanted: tuple[str, ...] = ()
     machine: dict[str, str] = Field(default_factory=dict)
     model_sha256: str = ""

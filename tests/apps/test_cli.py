@@ -13,6 +13,7 @@ COMMANDS = [
     "demo", "tune", "train", "rollback", "status", "doctor",
     "models list", "models pull", "models rm", "models versions", "models promote", "models rollback",
     "tools list", "tools call", "data collect", "data show", "eval suite", "eval bfcl",
+    "eval compare", "eval latency", "eval general",
 ]  # fmt: skip
 
 
@@ -82,6 +83,8 @@ BAD = [
     ("unknown model", ["models", "pull", "qwen2.5-coder:05b"], 11, "qwen2.5-coder:0.5b"),
     ("no such version", ["rollback", "mine"], 11, "mine"),
     ("no such suite", ["eval", "suite", "none.jsonl"], 30, "none.jsonl"),
+    ("nothing to compare", ["eval", "compare", "none", "last"], 30, 'evaluate run "none" (runs found: none)'),
+    ("latency of no requests at a time", ["eval", "latency", "--concurrency", "1,x"], 4, 'found "1,x"'),
     ("no collect run", ["train"], 30, 'No collect run "last" (found: none)'),
     ("no such configuration", ["tune", "--config", "none.toml"], 4, "none.toml"),
     ("unknown runtime", ["tune", "--runtime", "vllm"], 4, "embedded or ollama"),

@@ -111,6 +111,7 @@ def test_rates_groups_and_events() -> None:
         "parameters_lenient": (3, 6),
         "no_call": (1, 2),
         "valid_json": (5, 6),
+        "schema_valid": (5, 6),
     }
     assert report.reasons == {
         "ok": 3,
@@ -125,7 +126,20 @@ def test_rates_groups_and_events() -> None:
         "language": ["en", "ja"],
         "seen": ["no", "yes"],
         "server": ["time"],
+        "tool": ["clock"],
+        "tools_offered": ["1", "2"],
     }
+    assert report.confusion == {"clock": {"clock": 4, "(broken)": 1, "(no answer)": 1}}
+    assert report.tokens.model_dump() == {
+        "n": 7,
+        "prompt_p50": 10,
+        "completion_p50": 20,
+        "prompt": 70,
+        "cached": 0,
+        "completion": 140,
+    }
+    assert [verdict.reason for verdict in report.lenient.values()] == ["ok"]
+    assert report.rules == "strict"
     assert report.groups["language"]["ja"]["selection"].n == 2
     assert (report.n, report.machine, report.model_sha256, report.suite_hash) == (8, {"cpu": "2"}, "ab", SUITE.hash)
     assert [attempt.task_id for attempt in attempts] == [task.id for task in SUITE.tasks]
@@ -136,6 +150,7 @@ def test_rates_groups_and_events() -> None:
         "n": 7,
         "p50_ms": 100,
         "p95_ms": 100,
+        "p99_ms": 100,
         "first_token_p50_ms": 10,
         "tokens_per_s": 400,
     }

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-from llm_tuner.evaluation.intervals import rate
+from llm_tuner.evaluation.details import details
+from llm_tuner.evaluation.intervals import METRICS, rate
 from llm_tuner.evaluation.measure import tally
-from llm_tuner.evaluation.render import RATES, Failure, failures, to_html, to_markdown, write
+from llm_tuner.evaluation.render import LATENCIES, RATES, TOKENS, Failure, failures, to_html, to_markdown, write
 from llm_tuner.evaluation.suite import Suite
 from llm_tuner.evaluation.wording import WORDS
 from llm_tuner.scoring import gold_attempt, score
@@ -25,11 +25,13 @@ from llm_tuner.types import (
     NoCall,
     Report,
     Task,
+    Timing,
     ToolCall,
     ToolSpec,
+    Usage,
 )
+from pages import NASTY, Page
 
-NASTY = "<script>alert(1)</script> | `x` [a](http://evil.example) ![b](http://evil.example/i.png) \"'><img src=x>"
 CLOCK = ToolSpec(name="clock", server="time", parameters={"type": "object", "properties": {"zone": {"type": "string"}}})
 
 
@@ -62,34 +64,6 @@ DECISION = Decision(
 CURVE = [(1, 2.5), (2, 1.25), (3, 0.5)]
 
 
-class Page(HTMLParser):
-    """The tags, the attributes and the text of a page; raises where tags do not close."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: set[str] = set()
-        self.links: list[str] = []
-        self.open: list[str] = []
-        self.text = ""
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        self.links += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "action")]
-        if tag not in ("meta", "rect", "path", "polyline"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
 @pytest.mark.parametrize("language", ["en", "ja"])
 def test_the_page_is_whole_self_contained_and_inert(language: str) -> None:
     failed = failures(SUITE, attempts(0))
@@ -107,6 +81,41 @@ def test_the_page_is_whole_self_contained_and_inert(language: str) -> None:
         assert words[heading] in page.text
     assert "50.0 %" in page.text  # two of four right before: the first, and the one that wants no call
     assert "hub & more" in page.text
+
+
+def test_every_attempt_is_on_the_page_and_inert() -> None:
+    made = [one.model_copy(update={"timing": Timing(total_ms=10 + 5 * i)}) for i, one in enumerate(attempts(1))]
+    text = to_html(None, AFTER, details=details(SUITE.tasks, made), language="ja")
+    page = Page(text)
+    assert page.links == []
+    assert "script" not in page.tags
+    assert [one.id in text for one in SUITE.tasks] == [True] * 4
+    assert {"details", "summary", "pre", "i"} <= page.tags
+    assert page.text.count(NASTY) >= 4  # a request, and the raw output of the wrong ones
+    words = WORDS["ja"]
+    for heading in ("attempts", "confusion", "histogram_note"):
+        assert words[heading] in page.text
+    small = Page(to_html(None, AFTER, details=details(SUITE.tasks, made, room=300)))
+    assert f"3 {WORDS['en']['attempts_left_out']}" in small.text
+
+
+def test_tokens_are_shown_where_the_runtime_counted_them() -> None:
+    assert WORDS["en"]["tokens"] not in [line.strip("# ") for line in to_markdown(None, AFTER).splitlines()]
+    counted = [one.model_copy(update={"usage": Usage(prompt_tokens=700, completion_tokens=20)}) for one in attempts(3)]
+    text = to_markdown(BEFORE, tally(SUITE, counted, backend="b"))
+    assert "| prompts, all | 0 | 2,800 |" in text
+
+
+def test_confused_tools_are_a_table_or_a_list() -> None:
+    many = {f"t{i}": {f"t{i}": 3, "t0": 1, "(nothing)": 1} for i in range(40)}
+    page = Page(to_html(None, AFTER.model_copy(update={"confusion": many})))
+    assert f"16 {WORDS['en']['more_tools']}" in page.text
+    once = {f"t{i}": {"t0": 1} for i in range(40)}
+    page = Page(to_html(None, AFTER.model_copy(update={"confusion": once})))
+    assert WORDS["en"]["more_tools"] not in page.text
+    assert "t39" not in page.text  # the first 20 of equally frequent ones
+    right = {f"t{i}": {f"t{i}": 1} for i in range(40)}
+    assert WORDS["en"]["confusion"] not in Page(to_html(None, AFTER.model_copy(update={"confusion": right}))).text
 
 
 def test_one_model_alone_has_no_before() -> None:
@@ -143,6 +152,7 @@ def test_markdown_keeps_its_tables_and_shows_text_as_text() -> None:
 def test_every_word_exists_in_both_languages() -> None:
     assert WORDS["en"].keys() == WORDS["ja"].keys()
     assert set(RATES) <= WORDS["en"].keys()
+    assert {*METRICS, *LATENCIES, *TOKENS} <= WORDS["en"].keys()
 
 
 def test_failures_show_every_reason_before_a_second_of_one() -> None:

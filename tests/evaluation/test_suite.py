@@ -74,6 +74,7 @@ def test_a_file_written_by_hand(tmp_path: Path) -> None:
         ("[]", "line 2: expected a JSON object"),
         ('{"what": 1}', "line 2: neither a task"),
         ('{"messages": [], "tools": "gone", "expect": {"kind": "none"}}', "line 2: 'gone' is missing"),
+        ('{"messages": [], "expect": {"kind": "none"}}', "line 2: the messages must end with the user's or a tool's"),
         ('{"messages": [], "expect": {"kind": "maybe"}}', "line 2: expect"),
         ('{"messages": [], "expect": {"kind": "none"}, "typo": 1}', "line 2: typo"),
         ('{"suite": "x", "format": 99}', "line 2: format 99"),

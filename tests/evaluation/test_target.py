@@ -103,7 +103,7 @@ def test_evaluate_writes_what_it_measured(tmp_path: Path, monkeypatch: pytest.Mo
     report = result(evaluate(Target(ollama="any"), SUITE, out=tmp_path))
     assert report.rates["no_call"].value == 1.0
     assert report.machine["cores"]
-    names = {"attempts.jsonl", "report.json", "report.md", "report.html", "measured.json"}
+    names = {"attempts.jsonl", "report.json", "report.md", "report.html", "measured.json", "suite.jsonl"}
     assert {path.name for path in tmp_path.iterdir()} == names
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -123,3 +124,85 @@ def test_the_environment_is_the_default(monkeypatch):
     assert repr(model) == "OpenAICompatible('m', 'http://127.0.0.1:9/v1')"
     monkeypatch.delenv("OPENAI_BASE_URL")
     assert OpenAICompatible("m").url == "https://api.openai.com/v1"
+
+
+def stream(*chunks: object) -> str:
+    lines = [c if isinstance(c, str) else f"data: {json.dumps(c)}" for c in chunks]
+    return "\n\n".join([": a comment", *lines, "data: [DONE]"]) + "\n\n"
+
+
+def delta(finish: str | None = None, **words: object) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": words, "finish_reason": finish}]}
+
+
+def piece(arguments: str, **words: object) -> dict[str, object]:
+    return {"index": 0, **words, "function": {"arguments": arguments, **({"name": "clock"} if words else {})}}
+
+
+def test_a_streamed_answer_is_the_same_as_a_whole_one(answering):
+    usage = {"prompt_tokens": 9, "completion_tokens": 4}
+    url = answering(
+        completions=(
+            200,
+            stream(
+                delta(role="assistant", content=None),
+                delta(content="Let me "),
+                delta(content="see."),
+                delta(tool_calls=[piece("", id="c1")]),
+                delta(tool_calls=[piece('{"zone": ')]),
+                delta(tool_calls=[piece('"JST"}')]),
+                delta("tool_calls"),
+                {"choices": [], "usage": usage},
+            ),
+        )
+    )
+    reply = OpenAICompatible("m", url).stream(HELLO)
+    whole = answer(content="Let me see.", tool_calls=[call("clock", '{"zone": "JST"}')]) | {"usage": usage}
+    whole["choices"][0]["finish_reason"] = "tool_calls"
+    same = openai_wire.reply(whole, (), 0.0)
+    assert (reply.message, reply.usage, reply.finish) == (same.message, same.usage, same.finish)
+    assert reply.timing.first_token_ms is not None
+    assert reply.timing.generate_ms == pytest.approx(reply.timing.total_ms - reply.timing.first_token_ms)
+
+
+def test_the_first_piece_is_not_the_role(answering):
+    url = answering(completions=(200, stream(delta(role="assistant", content=""), delta("stop"))))
+    reply = OpenAICompatible("m", url).stream(HELLO)
+    assert reply.timing.first_token_ms is None
+    assert reply.message.text == ""
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind", "words"),
+    [
+        (200, "data: {oops\n\n", ModelError, "streams no JSON"),
+        (200, 'data: {"error": {"message": "out of memory"}}\n\n', ModelError, "out of memory"),
+        (200, "{}", ModelError, "does not stream"),
+        (404, "no such model", UnknownModel, "no such model"),
+        (401, f"bad key {KEY}", ModelError, "refuses the key"),
+        (500, f"bad key {KEY}", ModelError, r"\*\*\*"),
+    ],
+)
+def test_a_stream_that_fails(answering, status, body, kind, words):
+    with pytest.raises(kind, match=words) as raised:
+        OpenAICompatible("m", answering(completions=(status, body)), api_key=KEY).stream(HELLO)
+    assert KEY not in str(raised.value)
+
+
+def test_nobody_to_stream_from():
+    with pytest.raises(RuntimeUnavailable, match="No server answers"):
+        OpenAICompatible("m", "http://127.0.0.1:9/v1").stream(HELLO)
+
+
+@pytest.mark.weights
+def test_a_real_server_streams_what_it_says_at_once(qwen, weather, conversations):
+    options = ChatOptions(max_tokens=48)
+    model = OpenAICompatible("qwen", f"{qwen.address}/v1", api_key="")
+    there, here = (
+        model.stream(conversations["asked"], [weather], options),
+        qwen.chat(conversations["asked"], [weather], options),
+    )
+    assert there.message == here.message
+    assert there.usage.completion_tokens == here.usage.completion_tokens
+    assert there.timing.first_token_ms is not None
+    assert 0 < there.timing.first_token_ms <= there.timing.total_ms

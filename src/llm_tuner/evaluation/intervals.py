@@ -8,11 +8,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from typing import Literal
+from typing import Literal, get_args
 
-from llm_tuner.types import DataError, Rate, Report, Value, Verdict
+from llm_tuner.types import DataError, Rate, Reason, Report, Value
 
-Metric = Literal["ok", "selection", "parameters"]
+Metric = Literal[
+    "ok",
+    "native_rate",
+    "selection",
+    "parameters",
+    "no_call",
+    "ok_lenient",
+    "selection_lenient",
+    "parameters_lenient",
+    "no_call_lenient",
+]
+METRICS: tuple[Metric, ...] = get_args(Metric)
+
+_NOT_SURFACED: tuple[Reason, ...] = ("no_call", "call_as_text", "backend_error")
 
 Z95 = 1.959963984540054
 """The 97.5 % point of the standard normal distribution."""
@@ -51,20 +64,20 @@ def rate(k: int, n: int) -> Rate:
 def paired(before: Report, after: Report, metric: Metric = "ok", tasks: Collection[str] | None = None) -> Paired:
     """Compare two reports task by task on the ids that both have (and that `tasks` names, where given).
 
-    `selection` and `parameters` are compared over the tasks that want a call (`Report.wanted`), `ok` over all.
-    The p value is McNemar's exact test (McNemar 1947, Psychometrika 12:153-157): two-sided binomial over the tasks that
-    changed. The interval is Newcombe's for paired proportions, method 10 (Newcombe 1998, Statistics in Medicine
-    17:2635-2650). Raises DataError where the reports share no task.
+    `ok` is compared over all tasks, `no_call` over those that want no call (both also as `_lenient`), everything else
+    over those that want one (`Report.wanted`; over all in a report that names none). The p value is McNemar's exact
+    test (McNemar 1947,
+    Psychometrika 12:153-157): two-sided binomial over the tasks that changed. The interval is Newcombe's for paired
+    proportions, method 10 (Newcombe 1998, Statistics in Medicine 17:2635-2650). Raises DataError where the reports
+    share no task.
     """
-    ids = before.verdicts.keys() & after.verdicts.keys()
+    ids = common(before, after, metric)
     if tasks is not None:
         ids &= set(tasks)
-    if metric != "ok" and after.wanted:
-        ids &= set(after.wanted)
     if not ids:
         found = f"{len(before.verdicts)} and {len(after.verdicts)} verdicts, none of the same task"
         raise DataError(f"Cannot compare {before.backend} with {after.backend}: found {found}. Measure the same suite.")
-    outcomes = [(_right(before.verdicts[i], metric), _right(after.verdicts[i], metric)) for i in ids]
+    outcomes = [(right(before, i, metric), right(after, i, metric)) for i in ids]
     both, lost = outcomes.count((True, True)), outcomes.count((True, False))
     gained, neither = outcomes.count((False, True)), outcomes.count((False, False))
     n = len(outcomes)
@@ -83,6 +96,27 @@ def paired(before: Report, after: Report, metric: Metric = "ok", tasks: Collecti
         high=high,
         p=mcnemar(gained, lost),
     )
+
+
+def common(before: Report, after: Report, metric: Metric = "ok") -> set[str]:
+    """The ids of the tasks that both reports have and that the metric speaks of."""
+    ids, wanted = before.verdicts.keys() & after.verdicts.keys(), set(after.wanted)
+    if metric.startswith("no_call"):
+        return ids - wanted
+    return ids if metric.startswith("ok") or not wanted else ids & wanted
+
+
+def right(report: Report, task: str, metric: Metric) -> bool:
+    """Whether the report has this task right by this metric. Where its lenient reading is not written down, it is the
+    native one."""
+    verdict = report.verdicts[task]
+    if metric == "native_rate":  # the judge gives one of these reasons exactly where the runtime surfaced no call
+        return verdict.reason not in _NOT_SURFACED
+    if metric.endswith("_lenient"):
+        verdict = report.lenient.get(task, verdict)
+    if metric.startswith("selection"):
+        return verdict.selection_ok
+    return verdict.parameters_ok if metric.startswith("parameters") else verdict.ok
 
 
 def mcnemar(gained: int, lost: int) -> float:
@@ -123,7 +157,3 @@ def _wilson(k: int, n: int) -> tuple[float, float]:
     half = Z95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
     # At the ends the interval touches 0 or 1 exactly; rounding must not say otherwise.
     return (0.0 if k == 0 else centre - half), (1.0 if k == n else centre + half)
-
-
-def _right(verdict: Verdict, metric: Metric) -> bool:
-    return {"ok": verdict.ok, "selection": verdict.selection_ok, "parameters": verdict.parameters_ok}[metric]

@@ -7,6 +7,7 @@ stopped.
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import NamedTuple
 
+from llm_tuner.evaluation.counts import confusion, offered, schema_valid, servers_of, tokens, tools_of
 from llm_tuner.evaluation.intervals import rate
 from llm_tuner.evaluation.suite import Suite, catalogue_key
 from llm_tuner.scoring import Rules, made_calls, score, wants_call
@@ -30,7 +32,6 @@ from llm_tuner.types import (
     Json,
     Latency,
     ModelError,
-    NoCall,
     Rate,
     Report,
     RuntimeUnavailable,
@@ -38,7 +39,6 @@ from llm_tuner.types import (
     Task,
     UnknownModel,
     Verdict,
-    by_name,
     canonical_json,
 )
 
@@ -48,6 +48,7 @@ PATIENCE = 3
 
 _UNREACHABLE = (RuntimeUnavailable, SourceUnreachable, UnknownModel, CorruptModel)
 _MOST_VALUES = 16  # a tag with more values, or another one for every task, names tasks: it does not group them
+_FIXED = ("language", "category", "server")
 
 
 class Mark(NamedTuple):
@@ -63,6 +64,8 @@ class Mark(NamedTuple):
     """There is a call, natively or as text."""
     readable: bool
     """There is a call, and every one could be read."""
+    valid: bool
+    """There is a call, and every one is one that its tool's schema accepts."""
 
 
 def measure(
@@ -74,13 +77,15 @@ def measure(
     out: Path | None = None,
     machine: Mapping[str, str] | None = None,
     sha256: str = "",
+    judge: Callable[[Task, Attempt], Verdict] | None = None,
 ) -> Generator[Event, None, tuple[Report, list[Attempt]]]:
     """Ask the backend every task of the suite; return the report and the attempts in the suite's order.
 
     One event a task; its `data` holds the task's id, the verdict's reason and the running rates (0..1). With `out` the
     attempts are appended to `out/attempts.jsonl`, and those already there are not asked again (failed ones are). A task
     that stands twice in the suite is asked once. A ModelError becomes an attempt with its `error`; the same error of a
-    backend that cannot be reached three times in a row is raised. `sha256` is the model file's.
+    backend that cannot be reached three times in a row is raised. `sha256` is the model file's. `judge` gives the
+    attempts' verdicts in the place of `score`; the report is about calls all the same.
 
     Raises EmptyData for a suite without tasks, DataError where `out` holds another backend's attempts.
     """
@@ -96,7 +101,7 @@ def measure(
         if attempt is None:
             attempt, error = _ask(task, backend, options)
             errors = [*errors, error] if error is not None else []
-        verdict = score(task, attempt, rules=rules)
+        verdict = judge(task, attempt) if judge is not None else score(task, attempt, rules=rules)
         attempts[task.id] = attempt.model_copy(update={"verdict": verdict})
         if fresh and out is not None:
             append_jsonl(out / ATTEMPTS, attempts[task.id])
@@ -120,9 +125,11 @@ def tally(
 
     Rates: `native_rate` (calls were wanted and the runtime surfaced one), `selection`, `parameters` and both with
     `_lenient` over the tasks that want a call; `parameters_given_selection` over those with the right selection;
-    `no_call` over the tasks that want none; `ok` over all; `valid_json` over the answers that hold a call.
-    Groups: by language, category, server of the expected tools, and every tag that has at most 16 values and
-    repeats one.
+    `no_call` over the tasks that want none; `ok` over all; `valid_json` (every call can be read) and `schema_valid`
+    (and every call is one that its tool's JSON Schema accepts) over the answers that hold a call.
+    Groups: by language, category, number of tools offered, server and name of the expected tools (a task counts for
+    each tool it wants; no such group where tools are wanted less than twice on average), and every tag that has at most
+    16 values and repeats one.
     """
     tasks = {task.id: task for task in suite.tasks}
     known = [attempt for attempt in attempts if attempt.task_id in tasks]
@@ -135,8 +142,12 @@ def tally(
         rates=_rates(marks),
         groups=_groups(marks),
         latency=latency(known),
+        tokens=tokens(known),
+        confusion=confusion((tasks[attempt.task_id], attempt) for attempt in known),
+        rules=rules,
         reasons=dict(Counter(mark.native.reason for mark in marks).most_common()),
         verdicts={mark.task.id: mark.native for mark in marks},
+        lenient={mark.task.id: mark.lenient for mark in marks if mark.lenient != mark.native},
         wanted=tuple(mark.task.id for mark in marks if mark.wanted),
         machine=dict(machine or {}),
         model_sha256=sha256,
@@ -153,7 +164,8 @@ def latency(attempts: Sequence[Attempt]) -> Latency:
     return Latency(
         n=len(answered),
         p50_ms=median(totals) if totals else None,
-        p95_ms=_p95(totals),
+        p95_ms=percentile(totals, 95),
+        p99_ms=percentile(totals, 99),
         first_token_p50_ms=median(firsts) if firsts else None,
         tokens_per_s=sum(tokens for tokens, _ in clocked) / seconds if seconds else None,
     )
@@ -221,6 +233,7 @@ def _mark(task: Task, attempt: Attempt, rules: Rules) -> Mark:
         surfaced=bool(made_calls(attempt)),
         called=bool(calls),
         readable=bool(calls) and not any(call.error for call in calls),
+        valid=schema_valid(task, attempt),
     )
 
 
@@ -245,33 +258,53 @@ def _rates(marks: Sequence[Mark]) -> dict[str, Rate]:
         "parameters_lenient": _share(marks, lambda m: m.lenient.parameters_ok, wanted),
         "no_call": _share(marks, lambda m: m.native.ok, lambda m: not m.wanted),
         "valid_json": _share(marks, lambda m: m.readable, lambda m: m.called),
+        "schema_valid": _share(marks, lambda m: m.valid, lambda m: m.called),
     }
 
 
 def _groups(marks: Sequence[Mark]) -> dict[str, dict[str, dict[str, Rate]]]:
     sides: dict[str, dict[str, list[Mark]]] = defaultdict(lambda: defaultdict(list))
-    fixed = ("language", "category", "server")
+    numbers = offered([mark.task for mark in marks])
     for mark in marks:
-        words = (mark.task.language, mark.task.category, _servers(mark.task))
-        for dimension, value in {**mark.task.tags, **dict(zip(fixed, words, strict=True))}.items():
-            if value:
+        for dimension, values in _parts(mark.task, numbers).items():
+            for value in filter(None, values):
                 sides[dimension][value].append(mark)
     return {
-        dimension: {value: _rates(group) for value, group in sorted(values.items())}
+        dimension: {value: _rates(values[value]) for value in sorted(values, key=_natural)}
         for dimension, values in sorted(sides.items())
-        if dimension in fixed or (len(values) <= _MOST_VALUES and len(values) < sum(map(len, values.values())))
+        if _groups_something(dimension, values)
     }
 
 
-def _servers(task: Task) -> str:
-    if isinstance(task.expect, NoCall):
-        return ""
-    tools = by_name(task.tools)
-    names = (call.name for call in task.expect.calls)
-    return "+".join(sorted({tools[name].server for name in names if name in tools and tools[name].server}))
+def _parts(task: Task, numbers: Mapping[int, str]) -> dict[str, tuple[str, ...]]:
+    """The parts of the suite that a task stands in, by dimension."""
+    return {
+        **{tag: (value,) for tag, value in task.tags.items()},
+        "language": (task.language,),
+        "category": (task.category,),
+        "server": (servers_of(task),),
+        "tool": tools_of(task),
+        "tools_offered": (numbers[len(task.tools)],),
+    }
 
 
-def _p95(values: Sequence[float]) -> float | None:
+def _groups_something(dimension: str, values: Mapping[str, Sequence[Mark]]) -> bool:
+    marks = sum(map(len, values.values()))
+    if dimension == "tool":
+        return marks >= 2 * len(values)
+    if dimension == "tools_offered":
+        return len(values) > 1
+    return dimension in _FIXED or (len(values) <= _MOST_VALUES and len(values) < marks)
+
+
+def _natural(value: str) -> tuple[int, str]:
+    """Numbers and ranges by their first number, then words."""
+    digits = re.match(r"\d+", value)
+    return (int(digits[0]) if digits else 1 << 62), value
+
+
+def percentile(values: Sequence[float], percent: int) -> float | None:
+    """Between the nearest two values, linearly (type 7); None of none."""
     if not values:
         return None
-    return quantiles(values, n=20, method="inclusive")[-1] if len(values) > 1 else values[0]
+    return quantiles(values, n=100, method="inclusive")[percent - 1] if len(values) > 1 else values[0]

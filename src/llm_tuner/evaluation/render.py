@@ -7,7 +7,6 @@ wishes. The rule it protects: everything that a model, a tool or a user wrote is
 from __future__ import annotations
 
 import html
-import json
 import re
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -15,26 +14,18 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from llm_tuner.evaluation.details import Details, calls_text, expected
+from llm_tuner.evaluation.figures import Curve, bars, confusion_table, differences, number, plotted, points
 from llm_tuner.evaluation.intervals import Metric, Paired, paired
 from llm_tuner.evaluation.suite import Suite
 from llm_tuner.evaluation.wording import WORDS, Language
 from llm_tuner.scoring import answer, made_calls
-from llm_tuner.types import (
-    AllowedCalls,
-    Attempt,
-    DataError,
-    Decision,
-    ExactCalls,
-    Json,
-    Rate,
-    Report,
-    Task,
-    ToolCall,
-    Value,
-)
+from llm_tuner.types import Attempt, DataError, Decision, Rate, Report, Value
 
 if TYPE_CHECKING:
     from jinja2 import Template
+
+    from llm_tuner.evaluation.compare import Comparison
 
 RATES = (
     "ok",
@@ -46,14 +37,17 @@ RATES = (
     "parameters_lenient",
     "no_call",
     "valid_json",
+    "schema_valid",
 )
 GROUP_RATES = ("ok", "selection", "parameters", "parameters_lenient", "no_call")
 COMPARED: tuple[Metric, ...] = ("ok", "selection", "parameters")
-LATENCIES = ("p50_ms", "p95_ms", "first_token_p50_ms", "tokens_per_s")
+LATENCIES = ("p50_ms", "p95_ms", "p99_ms", "first_token_p50_ms", "tokens_per_s")
+
+TOKENS = ("prompt_p50", "completion_p50", "prompt", "cached", "completion")
 
 _LONGEST = 400
-
-Curve = Sequence[tuple[int, float]]
+_SUMMARY = 120
+_FLIPS = 300  # of each direction on a page
 
 
 class Failure(Value):
@@ -76,7 +70,7 @@ def failures(suite: Suite, attempts: Iterable[Attempt], limit: int = 12) -> tupl
             continue
         failure = Failure(
             request=_short(task.request),
-            expected=_short(_expected(task)),
+            expected=_short(expected(task)),
             got=_short(_got(attempt)),
             reason=verdict.reason,
             detail=_short(verdict.detail),
@@ -96,7 +90,7 @@ def to_markdown(
     language: Language = "en",
 ) -> str:
     """The report as GitHub-flavoured Markdown. `before` None: one model alone. `curve`: (step, training loss)."""
-    return _render("report.md", before, after, decision, curve, failures, language)
+    return _render("report.md", before, after, decision, curve, failures, None, language)
 
 
 def to_html(
@@ -106,20 +100,51 @@ def to_html(
     *,
     curve: Curve = (),
     failures: Sequence[Failure] = (),
+    details: Details | None = None,
     language: Language = "en",
 ) -> str:
-    """The report as one self-contained page: same content, with charts."""
-    return _render("report.html", before, after, decision, curve, failures, language)
+    """The report as one self-contained page: same content, with charts and, given `details`, the attempts."""
+    return _render("report.html", before, after, decision, curve, failures, details, language)
 
 
-def write(folder: Path, report: Report, failed: Sequence[Failure] = (), language: Language = "en") -> tuple[Path, ...]:
+def write(
+    folder: Path,
+    report: Report,
+    failed: Sequence[Failure] = (),
+    language: Language = "en",
+    details: Details | None = None,
+) -> tuple[Path, ...]:
     """Write report.json, report.md and report.html of one measurement into the folder; return their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
     texts = {
         "report.json": report.model_dump_json(indent=1) + "\n",
         "report.md": to_markdown(None, report, failures=failed, language=language),
-        "report.html": to_html(None, report, failures=failed, language=language),
+        "report.html": to_html(None, report, failures=failed, details=details, language=language),
     }
+    return _written(folder, texts)
+
+
+def comparison_to_markdown(comparison: Comparison, language: Language = "en") -> str:
+    """A comparison as GitHub-flavoured Markdown: the flipped tasks with their requests and verdicts."""
+    return _template("compare.md").render(_comparison_page(comparison, language))
+
+
+def comparison_to_html(comparison: Comparison, language: Language = "en") -> str:
+    """A comparison as one self-contained page: every flipped task opens to what both sides answered."""
+    return _template("compare.html").render(_comparison_page(comparison, language))
+
+
+def write_comparison(folder: Path, comparison: Comparison, language: Language = "en") -> tuple[Path, ...]:
+    """Write compare.json, compare.md and compare.html into the folder; return their paths."""
+    texts = {
+        "compare.json": comparison.model_dump_json(indent=1) + "\n",
+        "compare.md": comparison_to_markdown(comparison, language),
+        "compare.html": comparison_to_html(comparison, language),
+    }
+    return _written(folder, texts)
+
+
+def _written(folder: Path, texts: dict[str, str]) -> tuple[Path, ...]:
+    folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
     return tuple(folder / name for name in texts)
@@ -141,23 +166,36 @@ def _render(
     decision: Decision | None,
     curve: Curve,
     failed: Sequence[Failure],
+    details: Details | None,
     language: Language,
 ) -> str:
     words = WORDS[language]
     page: dict[str, Any] = {
         "t": words,
         "language": language,
+        "page_title": f"{words['title']}: {after.backend}",
         "before": before,
         "after": after,
         "decision": decision,
         "rates": [row for metric in RATES if (row := _row(words[metric], before, after, metric))],
         "changes": [(words[change.metric], change) for change in _changes(before, after)],
-        "group_rates": [words[metric] for metric in GROUP_RATES],
+        "group_rates": [words[metric] for metric in _group_rates(before, after)],
         "groups": [(words.get(name, name), _group(before, after, name)) for name in after.groups],
         "reasons": _reasons(before, after),
-        "latency": [(words[name], *_latencies(before, after, name)) for name in LATENCIES],
-        "curve": _plotted(curve) if len(curve) > 1 else None,
+        "latency": [
+            (words[name], getattr(before.latency, name) if before else None, getattr(after.latency, name))
+            for name in LATENCIES
+        ],
+        "plot": bars(details.histogram, after) if details and details.histogram else None,
+        "tokens": [
+            (words[name], getattr(before.tokens, name) if before else None, getattr(after.tokens, name))
+            for name in TOKENS
+            if after.tokens.n
+        ],
+        "confused": confusion_table(after.confusion, words),
+        "curve": plotted(curve) if len(curve) > 1 else None,
         "failures": failed,
+        "details": details if details and details.sections else None,
     }
     return _template(name).render(page)
 
@@ -177,13 +215,18 @@ def _changes(before: Report | None, after: Report) -> list[Paired]:
         return []  # reports without a common task can be shown side by side, but not compared
 
 
+def _group_rates(before: Report | None, after: Report) -> list[str]:
+    """Those that speak of any task of the suite."""
+    return [metric for metric in GROUP_RATES if _row("", before, after, metric)]
+
+
 def _group(before: Report | None, after: Report, dimension: str) -> list[tuple[str, int, list[_Row]]]:
     old = before.groups.get(dimension, {}) if before is not None else {}
     return [
         (
             value,
             rates["ok"].n,
-            [_Row("", old.get(value, {}).get(metric), rates.get(metric)) for metric in GROUP_RATES],
+            [_Row("", old.get(value, {}).get(metric), rates.get(metric)) for metric in _group_rates(before, after)],
         )
         for value, rates in after.groups[dimension].items()
     ]
@@ -195,34 +238,21 @@ def _reasons(before: Report | None, after: Report) -> list[tuple[str, int | None
     return [(name, old.get(name, 0) if before is not None else None, after.reasons.get(name, 0)) for name in names]
 
 
-def _latencies(before: Report | None, after: Report, name: str) -> tuple[float | None, float | None]:
-    return getattr(before.latency, name) if before is not None else None, getattr(after.latency, name)
-
-
-class _Plot(NamedTuple):
-    """A curve in the picture's coordinates, 0..1 from the left and from the top, with the ends of its axes."""
-
-    points: list[tuple[float, float]]
-    first: int
-    last: int
-    low: float
-    high: float
-
-
-def _plotted(curve: Curve) -> _Plot:
-    steps, losses = [step for step, _ in curve], [loss for _, loss in curve]
-    first, last, low, high = min(steps), max(steps), min(losses), max(losses)
-    width, height = (last - first) or 1, (high - low) or 1
-    points = [((step - first) / width, (high - loss) / height) for step, loss in curve]
-    return _Plot(points, first, last, low, high)
-
-
-def _expected(task: Task) -> str:
-    if isinstance(task.expect, ExactCalls):
-        return _calls_text(task.expect.calls)
-    if isinstance(task.expect, AllowedCalls):
-        return "\n".join(f"{call.name}({_json(call.arguments)})" for call in task.expect.calls)
-    return ""
+def _comparison_page(comparison: Comparison, language: Language) -> dict[str, Any]:
+    words = WORDS[language]
+    lost = [flip for flip in comparison.flips if not flip.gained]
+    gained = [flip for flip in comparison.flips if flip.gained]
+    return {
+        "t": words,
+        "language": language,
+        "page_title": f"{words['compare_title']}: {comparison.before.backend}, {comparison.after.backend}",
+        "c": comparison,
+        "picture": differences(comparison.changes, words),
+        "lost": lost[:_FLIPS],
+        "lost_left_out": len(lost[_FLIPS:]),
+        "gained": gained[:_FLIPS],
+        "gained_left_out": len(gained[_FLIPS:]),
+    }
 
 
 def _got(attempt: Attempt) -> str:
@@ -230,15 +260,7 @@ def _got(attempt: Attempt) -> str:
     calls = made_calls(attempt, "lenient")
     if attempt.error or message is None:
         return attempt.error
-    return _calls_text(calls) if calls else message.text
-
-
-def _calls_text(calls: Iterable[ToolCall]) -> str:
-    return "\n".join(call.raw if call.error else f"{call.name}({_json(call.arguments)})" for call in calls)
-
-
-def _json(value: Json) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    return calls_text(calls) if calls else message.text
 
 
 def _short(text: str) -> str:
@@ -260,7 +282,8 @@ def _template(name: str) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=_percent, interval=_interval, points=_points, number=_number, p=_p)
+    environment.filters.update(percent=_percent, interval=_interval, points=points, number=number, p=_p)
+    environment.filters.update(short=_summary, share=_share, pairs=_pairs)
     return environment.get_template(name)
 
 
@@ -281,12 +304,17 @@ def _interval(rate: Rate | None) -> str:
     return f"{rate.low * 100:.0f}–{rate.high * 100:.0f} %, {rate.k}/{rate.n}"
 
 
-def _points(share: float) -> str:
-    return f"{share * 100:+.1f}"
+def _share(value: float) -> str:
+    return f"{value * 100:.1f} %"
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+def _pairs(words: dict[str, str]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in words.items())
+
+
+def _summary(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _SUMMARY else line[: _SUMMARY - 1] + "…"
 
 
 def _p(value: float) -> str:

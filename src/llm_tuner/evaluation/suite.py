@@ -9,7 +9,8 @@ back, byte for byte the same tasks, under the same hash.
     {"catalogue": "<key>", "tools": ["<tool key>", …]}
     {"messages": […], "tools": "<catalogue key>", "expect": {…}, …}
 
-A task line written by hand may hold its tools in place (`"tools": [{…}]`), and the header may be left out.
+A file written by hand has no hash. It may use the shorthands of handwritten.py (docs/suite.md): the header may be left
+out or hold the tools, a task line may hold its own, and what is wrong with a task is an error with its line.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from llm_tuner.evaluation import handwritten
+from llm_tuner.store import read_json
 from llm_tuner.types import DataError, EmptyData, Json, Task, ToolSpec, Value, content_hash
 
 FORMAT = 1
@@ -95,23 +98,31 @@ class _Reading:
         self.header: dict[str, Json] = {}
         self.tools: dict[str, ToolSpec] = {}
         self.catalogues: dict[str, tuple[ToolSpec, ...]] = {}
+        self.shared: dict[str, ToolSpec] = {}
         self.tasks: list[Task] = []
+        self.number = 0
+        self.lines: dict[str, int] = {}
+        """Of every task by its id, and by its name where it has one: only of a file written by hand."""
 
     def take(self, number: int, text: str) -> None:
+        self.number = number
         try:
             self._take(json.loads(text))
+        except DataError as error:
+            raise DataError(f"{self.path}, line {number}: {error}") from error
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{self.path}, line {number}: {_said(error)}. Fix or remove this line.") from error
 
     def _take(self, line: Any) -> None:
         if not isinstance(line, dict):
             raise ValueError(f"expected a JSON object, found {type(line).__name__}")
-        if "messages" in line:
-            self.tasks.append(Task.model_validate({**line, "tools": self._catalogue(line.get("tools", []))}))
+        if "messages" in line or "request" in line:
+            self.tasks.append(self._task(line))
         elif "suite" in line:
             if line.get("format", FORMAT) != FORMAT:
                 raise ValueError(f"format {line['format']} is not the format {FORMAT} that this version reads")
             self.name, self.header = str(line["suite"]), line
+            self.shared = self._shared(line.get("tools", []))
         elif "catalogue" in line:
             self.catalogues[line["catalogue"]] = tuple(self.tools[key] for key in line["tools"])
         elif "tool" in line:
@@ -119,10 +130,32 @@ class _Reading:
         else:
             raise ValueError(f"neither a task nor a tool nor a catalogue (keys: {', '.join(sorted(line)) or 'none'})")
 
+    def _task(self, line: dict[str, Json]) -> Task:
+        if "hash" in self.header:
+            return Task.model_validate({**line, "tools": self._catalogue(line.get("tools", []))})
+        tools = self._catalogue(line["tools"]) if "tools" in line else tuple(self.shared.values())
+        task = handwritten.linked(Task.model_validate({**handwritten.long_form(line), "tools": tools}))
+        handwritten.look_through(task)
+        self._once(task)
+        return task
+
     def _catalogue(self, tools: Json) -> tuple[ToolSpec, ...]:
+        return self.catalogues[tools] if isinstance(tools, str) else handwritten.chosen(tools, self.shared)
+
+    def _shared(self, tools: Json) -> dict[str, ToolSpec]:
+        """The header's tools: in place, or the path of a file that `llm-tuner tools list --json` wrote."""
         if isinstance(tools, str):
-            return self.catalogues[tools]
-        return tuple(ToolSpec.model_validate(tool) for tool in tools)
+            tools = read_json(self.path.parent / tools)
+        return {spec.name: spec for spec in map(handwritten.tool, tools)}
+
+    def _once(self, task: Task) -> None:
+        keys = {task.id: "the same task"}
+        if name := task.tags.get("id"):
+            keys[f"id {name}"] = f'the id "{name}"'
+        for key, what in keys.items():
+            if key in self.lines:
+                raise ValueError(f"{what} stands in line {self.lines[key]} already")
+            self.lines[key] = self.number
 
     def suite(self) -> Suite:
         if not self.tasks:
@@ -141,7 +174,8 @@ def _said(error: Exception) -> str:
         return f"not JSON ({error.msg} at column {error.colno})"
     if isinstance(error, ValidationError):
         first = error.errors()[0]
-        return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+        where = ".".join(str(part) for part in first["loc"])
+        return f"{where}: {first['msg']}" if where else first["msg"]
     if isinstance(error, KeyError):
         return f"{error} is missing, or used before its own line"
     return str(error)

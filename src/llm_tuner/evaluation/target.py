@@ -10,9 +10,10 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from llm_tuner.evaluation.details import details
 from llm_tuner.evaluation.measure import measure
 from llm_tuner.evaluation.render import failures, write
-from llm_tuner.evaluation.suite import Suite
+from llm_tuner.evaluation.suite import Suite, save
 from llm_tuner.evaluation.wording import Language
 from llm_tuner.models import catalogue
 from llm_tuner.models.resources import machine
@@ -65,13 +66,15 @@ def locate(target: Target) -> Generator[Event, None, Located]:
 
 
 @contextmanager
-def opened(located: Located) -> Iterator[Backend]:
-    """The backend, closed at the end."""
+def opened(located: Located, slots: int = 1) -> Iterator[Backend]:
+    """The backend, closed at the end. `slots`: so many requests at a time are served by the embedded runtime; a server
+    has its own number."""
     target = located.target
     if located.gguf is not None:
         from llm_tuner.models.llamacpp import Embedded
 
-        with Embedded(located.gguf, name=target.model, context=target.context, threads=target.threads) as embedded:
+        context, threads = target.context, target.threads
+        with Embedded(located.gguf, name=target.model, context=context, threads=threads, slots=slots) as embedded:
             yield embedded
     elif target.ollama:
         from llm_tuner.models.ollama import Ollama
@@ -96,7 +99,7 @@ def evaluate(
     out: Path | None = None,
     language: Language = "en",
 ) -> Generator[Event, None, Report]:
-    """Locate, open, measure; with `out` also keep attempts.jsonl there and write report.json, .md and .html.
+    """Locate, open, measure; with `out` also keep the suite and attempts.jsonl there and write report.json, .md, .html.
 
     A second call with the same `out` goes on where the first one stopped.
     """
@@ -106,5 +109,6 @@ def evaluate(
             suite, backend, options=options, rules=rules, out=out, machine=machine(), sha256=located.sha256
         )
     if out is not None:
-        write(out, report, failures(suite, attempts), language)
+        save(suite, out / "suite.jsonl")
+        write(out, report, failures(suite, attempts), language, details(suite.tasks, attempts))
     return report

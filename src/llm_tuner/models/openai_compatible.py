@@ -6,11 +6,13 @@ request header and nowhere else, no message, no repr, no record.
 
 from __future__ import annotations
 
+import json
 import os
 import time
 import weakref
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 import httpx2
 
@@ -67,21 +69,69 @@ class OpenAICompatible:
         answer = self._post(body)
         return openai_wire.reply(answer, tools, (time.monotonic() - started) * 1000)
 
-    def _post(self, body: dict[str, Json]) -> dict[str, Any]:
+    def stream(
+        self, messages: Sequence[Message], tools: Sequence[ToolSpec] = (), options: ChatOptions = GREEDY
+    ) -> Reply:
+        """The same answer as `chat`, streamed, so that `timing.first_token_ms` is known: when the first piece of text,
+        thinking or a call came. A server that reads calls itself may hold that back until the call's name is whole.
+        Raises what `chat` raises."""
+        body = openai_wire.request(messages, tools, options) | {"model": self._model}
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+        started, first, pieces = time.monotonic(), 0.0, openai_wire.Streamed()
+        for chunk in self._events(body):
+            pieces.add(chunk)
+            if pieces.began and not first:
+                first = (time.monotonic() - started) * 1000
+        made = openai_wire.reply(pieces.body(), tools, (time.monotonic() - started) * 1000)
+        if not first:
+            return made
+        generated = made.timing.total_ms - first if made.timing.generate_ms is None else made.timing.generate_ms
+        timing = made.timing.model_copy(update={"first_token_ms": first, "generate_ms": generated})
+        return made.model_copy(update={"timing": timing})
+
+    def _events(self, body: dict[str, Json]) -> Iterator[dict[str, Any]]:
+        url, found = f"{self.url}/chat/completions", False
+        with self._reaching(), self._http.stream("POST", url, json=body) as answer:
+            if not answer.is_success:
+                answer.read()
+                self._refuse(answer)
+            for line in answer.iter_lines():
+                if not line.startswith("data:") or line == "data: [DONE]":
+                    continue
+                try:
+                    chunk = json.loads(line.removeprefix("data:"))
+                except ValueError as e:
+                    raise ModelError(f"{self.url} streams no JSON: {self._hide(line[:200])!r}.") from e
+                if error := chunk.get("error"):
+                    raise ModelError(f"{self.url} broke off: {self._hide(str(error))[:500]}")
+                found = True
+                yield chunk
+        if not found:
+            raise ModelError(f"{self.url} does not stream its answers, so the first token cannot be timed.")
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
         try:
-            answer = self._http.post(f"{self.url}/chat/completions", json=body)
+            yield
         except httpx2.TimeoutException as e:
             raise RuntimeUnavailable(f"{self.url} did not answer in time ({type(e).__name__}).") from e
         except (httpx2.TransportError, httpx2.InvalidURL) as e:
             raise RuntimeUnavailable(f"No server answers at {self.url} ({self._hide(str(e))}). Check the URL.") from e
+
+    def _refuse(self, answer: httpx2.Response) -> NoReturn:
         if answer.status_code in (401, 403):
             raise ModelError(
                 f"{self.url} refuses the key (HTTP {answer.status_code}). Set OPENAI_API_KEY to one that it accepts."
             )
+        words = self._hide(_complaint(answer))
+        kind = UnknownModel if answer.status_code == 404 else ModelError
+        raise kind(f"{self.url} refused {self._model} (HTTP {answer.status_code}): {words}")
+
+    def _post(self, body: dict[str, Json]) -> dict[str, Any]:
+        with self._reaching():
+            answer = self._http.post(f"{self.url}/chat/completions", json=body)
         if not answer.is_success:
-            words = self._hide(_complaint(answer))
-            kind = UnknownModel if answer.status_code == 404 else ModelError
-            raise kind(f"{self.url} refused {self._model} (HTTP {answer.status_code}): {words}")
+            self._refuse(answer)
         try:
             answered = answer.json()
             answered["choices"][0]["message"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from llm_tuner.models import dialects
 from llm_tuner.models.dialects.shapes import arguments_of
@@ -80,6 +81,47 @@ def _cut_off(message: Message) -> Message:
         return message
     last = message.tool_calls[-1].model_copy(update={"error": "the token limit cut the call off"})
     return message.model_copy(update={"tool_calls": (*message.tool_calls[:-1], last)})
+
+
+class Streamed:
+    """The pieces of a streamed answer, put together into the body that the server would have sent at once.
+
+    `began`: a piece of the answer itself (text, thinking or a call) has come, not only the role.
+    """
+
+    def __init__(self) -> None:
+        self.began = False
+        self._texts: dict[str, list[str]] = {"content": [], "reasoning_content": []}
+        self._calls: dict[int, dict[str, Any]] = {}
+        self._rest: dict[str, Json] = {}
+        self._finish = ""
+
+    def add(self, chunk: dict[str, Any]) -> None:
+        """One `data:` object of the stream."""
+        self._rest |= {key: chunk[key] for key in ("usage", "timings") if chunk.get(key)}
+        for choice in (chunk.get("choices") or ())[:1]:
+            delta = choice.get("delta") or {}
+            self._finish = choice.get("finish_reason") or self._finish
+            for key, pieces in self._texts.items():
+                if delta.get(key):
+                    pieces.append(delta[key])
+                    self.began = True
+            for piece in delta.get("tool_calls") or ():
+                self._add_call(piece)
+                self.began = True
+
+    def _add_call(self, piece: dict[str, Any]) -> None:
+        call = self._calls.setdefault(piece.get("index") or 0, {"id": "", "function": {"name": "", "arguments": ""}})
+        call["id"] = piece.get("id") or call["id"]
+        function = piece.get("function") or {}
+        call["function"]["name"] += function.get("name") or ""
+        call["function"]["arguments"] += function.get("arguments") or ""
+
+    def body(self) -> dict[str, Any]:
+        """As an answer that was not streamed."""
+        message = {key: "".join(pieces) for key, pieces in self._texts.items()}
+        calls = [self._calls[index] for index in sorted(self._calls)]
+        return {"choices": [{"message": {**message, "tool_calls": calls}, "finish_reason": self._finish}], **self._rest}
 
 
 def reply(body: dict[str, Json], tools: Sequence[ToolSpec], total_ms: float) -> Reply:

@@ -1,0 +1,140 @@
+"""The questions are right, answers are recognised in what people and models write, and two models can be compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_tuner.evaluation import general
+from llm_tuner.evaluation.compare import compare, open_parts
+from llm_tuner.evaluation.general import judge, questions
+from llm_tuner.evaluation.suite import load
+from llm_tuner.evaluation.target import Located, Target
+from llm_tuner.types import (
+    GREEDY,
+    Attempt,
+    ChatOptions,
+    Event,
+    Message,
+    NoCall,
+    Reply,
+    Report,
+    Task,
+    ToolSpec,
+)
+
+
+def test_every_question_has_its_right_answer() -> None:
+    text = resources.files("llm_tuner.evaluation").joinpath("general.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in text.splitlines()]
+    assert len(rows) == len({row["id"] for row in rows}) == len({task.id for task in questions().tasks}) == 40
+    for row in rows:
+        if "expression" in row:
+            assert repr(eval(row["expression"])) == row["answer"]  # written by us, in this very package
+        else:
+            assert row["question"]
+
+
+def said(text: str, expected: str) -> bool:
+    task = Task(messages=(), tools=(), expect=NoCall(reply=expected))
+    verdict = judge(task, Attempt(task_id=task.id, backend="b", messages=(Message(role="assistant", text=text),)))
+    assert verdict.reason == ("ok" if verdict.ok else "wrong_value")
+    return verdict.ok
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("12", "12"),
+        (" 12.\n", "12"),
+        ("`12`", "12"),
+        ("The expression evaluates to `12`.", "12"),
+        ("It evaluates to 12.", "12"),
+        ("Let me see.\n\nThe answer is: 12", "12"),
+        ("```python\n12\n```", "12"),
+        ("[1,2,3]", "[1, 2, 3]"),
+        ('["a", "b"]', "['a', 'b']"),
+        ("ABC", "'ABC'"),
+        ('"ABC"', "'ABC'"),
+        ("len('tool' * 3) = 12", "12"),
+        ("DISTINCT", "'DISTINCT'"),
+    ],
+)
+def test_right_answers_are_recognised(text: str, expected: str) -> None:
+    assert said(text, expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("13", "12"),
+        ("", "12"),
+        ("12 or 13", "12"),
+        ("12.0", "12"),
+        ("1", "True"),
+        ("abc", "'ABC'"),
+        ("[1, 2]", "[1, 2, 3]"),
+        ("__import__('os')", "12"),
+        ("'\\d'", "12"),
+        ("(" * 5000, "12"),
+        ("1is", "12"),
+    ],
+)
+def test_wrong_answers_are_not(text: str, expected: str) -> None:
+    assert not said(text, expected)
+
+
+def test_an_error_is_the_backend_s() -> None:
+    task = questions().tasks[0]
+    assert judge(task, Attempt(task_id=task.id, backend="b", error="down")).reason == "backend_error"
+
+
+class Knowing:
+    """Knows the first answers, and no more."""
+
+    name = "knowing"
+
+    def __init__(self, known: int) -> None:
+        self.answers = {t.request: t.expect.reply for t in questions().tasks[:known] if isinstance(t.expect, NoCall)}
+
+    def chat(self, messages: Sequence[Message], tools: Sequence[ToolSpec] = (), options: ChatOptions = GREEDY) -> Reply:
+        assert not tools
+        return Reply(message=Message(role="assistant", text=self.answers.get(messages[-1].text, "no idea")))
+
+
+def measured(known: int, out: Path, monkeypatch: pytest.MonkeyPatch) -> Report:
+    def locate(asked: Target) -> Generator[Event, None, Located]:
+        yield Event(step="fetch")
+        return Located(target=asked)
+
+    @contextmanager
+    def opened(located: Located) -> Iterator[Any]:
+        yield Knowing(known)
+
+    monkeypatch.setattr(general, "locate", locate)
+    monkeypatch.setattr(general, "opened", opened)
+    steps = general.general(Target(model="m"), out=out)
+    while True:
+        try:
+            event = next(steps)
+        except StopIteration as end:
+            assert event.message == f"{known} of 40 right"
+            report: Report = end.value
+            return report
+
+
+def test_two_models_are_compared_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, after = (measured(known, tmp_path / str(known), monkeypatch) for known in (30, 12))
+    assert (before.rates["ok"].k, after.rates["ok"].k, before.rules) == (30, 12, "general")
+    assert after.groups["category"]["python"]["ok"].k == 12
+    assert load(tmp_path / "30" / "suite.jsonl") == questions()
+    found = compare(open_parts(str(tmp_path / "30")), open_parts(str(tmp_path / "12")))
+    assert [(change.metric, change.lost, change.regression) for change in found.changes] == [("ok", 18, True)]
+    assert all(flip.before and flip.after for flip in found.flips)
+    assert "no idea" in (tmp_path / "12" / "report.html").read_text(encoding="utf-8")

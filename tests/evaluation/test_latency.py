@@ -1,0 +1,281 @@
+"""Latency: cold prefixes are new, warm ones are shared, each time is what it says, a target needs its machine."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gguf import GGUFWriter, LlamaFileType
+
+from llm_tuner.evaluation import latency, target
+from llm_tuner.evaluation.latency import (
+    Load,
+    Spread,
+    Workload,
+    default_workload,
+    goal,
+    measure_latency,
+    time_target,
+    workload_of,
+)
+from llm_tuner.evaluation.suite import Suite
+from llm_tuner.evaluation.target import Located, Target
+from llm_tuner.models.description import describe
+from llm_tuner.models.ollama import Ollama
+from llm_tuner.types import (
+    GREEDY,
+    ChatOptions,
+    EmptyData,
+    Event,
+    Message,
+    ModelError,
+    NoCall,
+    Reply,
+    SetupError,
+    Task,
+    Timing,
+    ToolSpec,
+    Usage,
+)
+
+WORK = Workload(tools=(ToolSpec(name="t"),), requests=tuple(f"request {i}" for i in range(50)))
+
+
+class Slow:
+    """Answers after 20 ms, of which it says it generated for 15; remembers what it was asked and how many at a time."""
+
+    name = "slow"
+
+    def __init__(self, failing: int = 0, generate_ms: float | None = 15) -> None:
+        self.asked: list[tuple[str, str]] = []
+        self.options = GREEDY
+        self.failing = failing
+        self.generate_ms = generate_ms
+        self.now = self.most = 0
+        self.lock = threading.Lock()
+
+    def chat(self, messages: Sequence[Message], tools: Sequence[ToolSpec] = (), options: ChatOptions = GREEDY) -> Reply:
+        with self.lock:
+            self.asked.append((messages[0].text.split()[0], messages[-1].text))
+            self.options = options
+            self.now += 1
+            self.most = max(self.most, self.now)
+            fails = len(self.asked) <= self.failing
+        time.sleep(0.02)
+        with self.lock:
+            self.now -= 1
+        if fails:
+            raise ModelError("no room")
+        usage = Usage(prompt_tokens=100, cached_tokens=90, completion_tokens=5)
+        return Reply(
+            message=Message(role="assistant"), usage=usage, timing=Timing(prompt_ms=4, generate_ms=self.generate_ms)
+        )
+
+
+class Streams(Slow):
+    def stream(
+        self, messages: Sequence[Message], tools: Sequence[ToolSpec] = (), options: ChatOptions = GREEDY
+    ) -> Reply:
+        reply = self.chat(messages, tools, options)
+        return reply.model_copy(update={"timing": reply.timing.model_copy(update={"first_token_ms": 7.0})})
+
+
+def result(steps: Generator[Event, None, Any]) -> tuple[Any, list[Event]]:
+    events = []
+    while True:
+        try:
+            events.append(next(steps))
+        except StopIteration as end:
+            return end.value, events
+
+
+def test_cold_prefixes_are_all_new_and_warm_ones_shared() -> None:
+    backend = Slow()
+    loads, events = result(measure_latency(backend, WORK, requests=6))
+    assert [(load.concurrency, load.prefix, load.n, load.errors) for load in loads] == [
+        (1, "cold", 6, 0),
+        (1, "warm", 6, 0),
+    ]
+    cold, warm = backend.asked[:6], backend.asked[6:]
+    assert len({word for word, _ in cold}) == 6
+    assert len(warm) == 7  # one before, that is not measured
+    assert len({word for word, _ in warm}) == 1
+    assert not {word for word, _ in cold} & {word for word, _ in warm}
+    assert len({request for _, request in backend.asked}) == 13  # a repeated request would be cached whole
+    assert [event.done for event in events] == list(range(1, 13))
+    assert {event.total for event in events} == {12}
+    assert backend.options.max_tokens == latency.MAX_TOKENS
+
+
+def test_every_time_is_what_it_says() -> None:
+    (cold, _), _ = result(measure_latency(Slow(), WORK, requests=4))
+    assert cold.total.p50 is not None
+    assert 20 <= cold.total.p50 <= cold.total.p95 <= cold.total.p99 < 2000
+    assert cold.first_token.p50 == pytest.approx(cold.total.p50 - 15)
+    assert (cold.prefill.p50, cold.per_token.p50) == (4, 3)
+    assert (cold.prompt_tokens, cold.cached_tokens, cold.completion_tokens) == (100, 90, 5)
+    assert 0 < cold.tokens_per_s < 5 / 0.02
+    (cold, _), _ = result(measure_latency(Streams(), WORK, requests=2))
+    assert cold.first_token == Spread(p50=7, p95=7, p99=7)
+    (cold, _), _ = result(measure_latency(Slow(generate_ms=None), WORK, requests=2))
+    assert (cold.first_token.p50, cold.per_token.p50) == (None, None)
+
+
+def test_so_many_at_a_time() -> None:
+    backend = Slow()
+    loads, _ = result(measure_latency(backend, WORK, concurrency=(1, 4), requests=8))
+    assert [load.concurrency for load in loads] == [1, 1, 4, 4]
+    assert backend.most == 4
+    assert loads[2].tokens_per_s > loads[0].tokens_per_s
+
+
+def test_failed_requests_are_counted_and_never_timed() -> None:
+    loads, _ = result(measure_latency(Slow(failing=2), WORK, requests=3))
+    assert [(load.n, load.errors) for load in loads] == [(1, 2), (3, 0)]
+    with pytest.raises(ModelError, match="no room"):
+        result(measure_latency(Slow(failing=99), WORK, requests=3))
+
+
+@pytest.mark.parametrize("words", [{"requests": 0}, {"concurrency": (0,)}, {"concurrency": ()}])
+def test_numbers_below_one_are_refused(words: dict[str, Any]) -> None:
+    with pytest.raises(SetupError, match="at least one"):
+        result(measure_latency(Slow(), WORK, **words))
+
+
+def load(ms: float, concurrency: int = 1, prefix: str = "warm") -> Load:
+    spread = Spread(p50=ms, p95=ms, p99=ms)
+    words = dict.fromkeys(("first_token", "prefill", "total", "per_token"), spread)
+    numbers = dict.fromkeys(("errors", "tokens_per_s", "prompt_tokens", "cached_tokens", "completion_tokens"), 0)
+    return Load.model_validate({"concurrency": concurrency, "prefix": prefix, "n": 1, **words, **numbers})
+
+
+@pytest.mark.parametrize(
+    ("ms", "parameters", "device", "target_ms", "verdict", "why"),
+    [
+        (400, 494_032_768, "gpu", 500, "met", ""),
+        (600, 1_543_714_304, "gpu", 500, "not met", ""),
+        (600, 3_085_938_688, "gpu", 2000, "met", ""),
+        (2001, 7_615_616_512, "gpu", 2000, "not met", ""),
+        (1, 32_000_000_000, "gpu", None, "not comparable", "no target for 32.0 billion"),
+        (1, 1_543_714_304, "cpu", 500, "not comparable", "on a CPU"),
+        (1, 1_543_714_304, "unknown", 500, "not comparable", "--gpu"),
+        (1, 0, "gpu", None, "not comparable", "--size"),
+    ],
+)
+def test_the_goal(ms: float, parameters: int, device: Any, target_ms: float | None, verdict: str, why: str) -> None:
+    found = goal([load(9, 4), load(9, 1, "cold"), load(ms)], parameters, device)
+    assert (found.target_ms, found.measured_ms, found.verdict) == (target_ms, ms, verdict)
+    assert why in found.why
+
+
+def test_the_goal_is_about_single_warm_requests() -> None:
+    found = goal([load(1, 2), load(1, 1, "cold")], 1_000_000_000, "gpu")
+    assert found.verdict == "not comparable"
+    assert "add 1 to the concurrency" in found.why
+
+
+def test_workloads() -> None:
+    work = default_workload()
+    assert len(set(work.requests)) == len(work.requests) == 200
+    tools = (ToolSpec(name="a"), ToolSpec(name="b"))
+    asked = [
+        Task(messages=(Message(role="user", text=str(i)),), tools=tools[: 1 + i % 3], expect=NoCall()) for i in range(5)
+    ]
+    found = workload_of(Suite(name="s", tasks=tuple(asked)))
+    assert (found.tools, found.requests) == (tools, ("1", "2", "4"))
+    with pytest.raises(EmptyData):
+        workload_of(Suite(name="s", tasks=()))
+
+
+def gguf(path: Path, file_type: int | None) -> Path:
+    writer = GGUFWriter(path, "llama")
+    if file_type is not None:
+        writer.add_file_type(file_type)
+    writer.add_tensor("token_embd.weight", np.zeros((4, 8), np.float32))
+    writer.add_tensor("norm.weight", np.zeros((8,), np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("file_type", "quantisation"), [(LlamaFileType.MOSTLY_Q4_K_M, "Q4_K_M"), (None, "F32"), (9999, "F32")]
+)
+def test_a_file_describes_itself(tmp_path: Path, file_type: int | None, quantisation: str) -> None:
+    found = describe(gguf(tmp_path / "a.gguf", file_type))
+    assert (found.parameters, found.quantisation, found.architecture) == (40, quantisation, "llama")
+
+
+def opened_as(monkeypatch: pytest.MonkeyPatch, backend: Any, located: Located, slots: list[int]) -> None:
+    def locate(asked: Target) -> Generator[Event, None, Located]:
+        yield Event(step="fetch")
+        return located
+
+    class Opened:
+        def __init__(self, where: Located, slots_: int) -> None:
+            slots.append(slots_)
+
+        def __enter__(self) -> Any:
+            return backend
+
+        def __exit__(self, *_: object) -> None:
+            return
+
+    monkeypatch.setattr(latency, "locate", locate)
+    monkeypatch.setattr(latency, "opened", lambda where, slots: Opened(where, slots))
+
+
+def test_a_file_is_timed_on_as_many_slots_as_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slots: list[int] = []
+    located = Located(target=Target(model="m"), gguf=gguf(tmp_path / "a.gguf", None), sha256="ab")
+    opened_as(monkeypatch, Slow(), located, slots)
+    monkeypatch.setattr(latency, "machine", lambda: {"cpu": "c", "gpu": "none"})
+    report, _ = result(time_target(Target(model="m"), WORK, concurrency=(1, 3), requests=2))
+    assert slots == [3]
+    assert (report.parameters, report.quantisation, report.device, report.tools) == (40, "F32", "cpu", 1)
+    assert report.runtime.startswith("llama.cpp")
+    assert (report.goal.target_ms, report.goal.verdict) == (500, "not comparable")
+    assert report.machine == {"cpu": "c", "gpu": "none"}
+    assert latency.LatencyReport.model_validate_json(report.model_dump_json()) == report
+
+
+def test_of_a_foreign_server_the_user_says_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened_as(monkeypatch, Slow(), Located(target=Target(model="m", base_url="http://x")), [])
+    steps = time_target(Target(model="m"), WORK, requests=2, parameters=1_500_000_000, gpu=True)
+    report, _ = result(steps)
+    assert (report.device, report.parameters, report.goal.verdict) == ("gpu", 1_500_000_000, "met")
+
+
+@pytest.mark.parametrize(("in_vram", "device"), [(100, "gpu"), (40, "cpu")])
+def test_ollama_says_what_it_serves(monkeypatch: pytest.MonkeyPatch, in_vram: int, device: str) -> None:
+    answers = {
+        "/api/version": {"version": "0.31.0"},
+        "/api/show": {"details": {"quantization_level": "Q4_K_M"}, "model_info": {"general.parameter_count": 7_000}},
+        "/api/ps": {"models": [{"name": "m:latest", "size": 100, "size_vram": in_vram}]},
+        "/api/chat": {
+            "message": {"content": "Hi"},
+            "prompt_eval_duration": 1_000_000,
+            "eval_duration": 2_000_000,
+            "eval_count": 2,
+            "prompt_eval_count": 9,
+        },
+    }
+    backend = Ollama("m", "http://127.0.0.1:1")
+    monkeypatch.setattr(backend.server, "ask", lambda method, path, body=None, **_: answers[path])
+    opened_as(monkeypatch, backend, Located(target=Target(ollama="m")), [])
+    report, _ = result(time_target(Target(ollama="m"), WORK, requests=1))
+    assert (report.runtime, report.device, report.quantisation) == ("Ollama 0.31.0", device, "Q4_K_M")
+    assert (report.parameters, report.loads[0].prefill.p50, report.loads[0].per_token.p50) == (7_000, 1, 1)
+    backend.close()
+
+
+def test_the_door_is_the_one_of_every_measurement() -> None:
+    assert latency.locate is target.locate
+    assert latency.opened is target.opened
