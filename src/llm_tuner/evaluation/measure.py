@@ -20,6 +20,7 @@ from llm_tuner.scoring import Rules, made_calls, score, wants_call
 from llm_tuner.store import append_jsonl, resume_jsonl, write_atomic
 from llm_tuner.types import (
     GREEDY,
+    AnyCall,
     Attempt,
     Backend,
     ChatOptions,
@@ -120,7 +121,8 @@ def tally(
 
     Rates: `native_rate` (calls were wanted and the runtime surfaced one), `selection`, `parameters` and both with
     `_lenient` over the tasks that want a call; `parameters_given_selection` over those with the right selection;
-    `no_call` over the tasks that want none; `ok` over all; `valid_json` over the answers that hold a call.
+    `no_call` over the tasks that want none and `ok` over all, both with `_lenient`; `valid_json` over the answers that
+    hold a call.
     Groups: by language, category, server of the expected tools, and every tag that has at most 16 values and
     repeats one.
     """
@@ -244,6 +246,8 @@ def _rates(marks: Sequence[Mark]) -> dict[str, Rate]:
         "selection_lenient": _share(marks, lambda m: m.lenient.selection_ok, wanted),
         "parameters_lenient": _share(marks, lambda m: m.lenient.parameters_ok, wanted),
         "no_call": _share(marks, lambda m: m.native.ok, lambda m: not m.wanted),
+        "no_call_lenient": _share(marks, lambda m: m.lenient.ok, lambda m: not m.wanted),
+        "ok_lenient": _share(marks, lambda m: m.lenient.ok, lambda m: True),
         "valid_json": _share(marks, lambda m: m.readable, lambda m: m.called),
     }
 
@@ -264,7 +268,7 @@ def _groups(marks: Sequence[Mark]) -> dict[str, dict[str, dict[str, Rate]]]:
 
 
 def _servers(task: Task) -> str:
-    if isinstance(task.expect, NoCall):
+    if isinstance(task.expect, AnyCall | NoCall):
         return ""
     tools = by_name(task.tools)
     names = (call.name for call in task.expect.calls)

@@ -21,6 +21,7 @@ from llm_tuner.evaluation.wording import WORDS, Language
 from llm_tuner.scoring import answer, made_calls
 from llm_tuner.types import (
     AllowedCalls,
+    AnyCall,
     Attempt,
     DataError,
     Decision,
@@ -38,12 +39,14 @@ if TYPE_CHECKING:
 
 RATES = (
     "ok",
+    "ok_lenient",
     "native_rate",
     "selection",
     "parameters",
     "parameters_given_selection",
     "selection_lenient",
     "parameters_lenient",
+    "no_call_lenient",
     "no_call",
     "valid_json",
 )
@@ -222,7 +225,7 @@ def _expected(task: Task) -> str:
         return _calls_text(task.expect.calls)
     if isinstance(task.expect, AllowedCalls):
         return "\n".join(f"{call.name}({_json(call.arguments)})" for call in task.expect.calls)
-    return ""
+    return "…" if isinstance(task.expect, AnyCall) else ""
 
 
 def _got(attempt: Attempt) -> str:

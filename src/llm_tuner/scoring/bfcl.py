@@ -1,0 +1,224 @@
+"""BFCL's rules: the verdicts of the Berkeley Function Calling Leaderboard (Patil et al., ICML 2025).
+
+Written from the behaviour of bfcl-eval 2026.3.23 (`eval_checker/ast_eval/ast_checker.py` and, for relevance,
+`eval_checker/eval_runner.py`), its leniencies and quirks included: strings are folded, types are checked one level
+deep, several calls are paired by first fit. The rule it protects: right or wrong is what the official checker says, on
+every pair on which that one comes to a verdict (tests/evaluation/bfcl_agreement.py). Where it stops with an error
+instead, the call is wrong here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from llm_tuner.scoring import source_text
+from llm_tuner.scoring.schema import property_of, required
+from llm_tuner.scoring.verdicts import Wanted, all_right, arguments_credit, failed, gravest, show
+from llm_tuner.types import AllowedCall, Json, Reason, ToolCall, ToolSpec, Verdict
+
+_KINDS: dict[str, type] = {
+    "string": str,
+    "integer": int,
+    "number": float,
+    "boolean": bool,
+    "array": list,
+    "object": dict,
+}
+_FOLDED_AWAY = re.compile(r"[ ,./\-_*^]")
+
+
+class Sheet(NamedTuple):
+    """One made call held against one wanted call: the wrong arguments, and the share (0..1) of the right ones."""
+
+    call: ToolCall
+    faults: tuple[tuple[str, Reason], ...]
+    share: float
+
+
+def decoded(made: Sequence[ToolCall]) -> Sequence[ToolCall]:
+    """The calls as the official decoders see them: all of them, or none where one cannot be read."""
+    return () if any(call.error for call in made) else made
+
+
+def judge(tools: Mapping[str, ToolSpec], wanted: Sequence[Wanted], made: Sequence[ToolCall], ordered: bool) -> Verdict:
+    """Judge the arguments of calls whose selection is right.
+
+    Each wanted call in turn takes the first of the calls left over that fits it; in an ordered task its own place is
+    all that is left over.
+    """
+    left = list(range(len(made)))
+    for at, want in enumerate(wanted):
+        tool = tools[want.name]
+        nearest: Sheet | None = None
+        for place in [at] if ordered else left:
+            if made[place].name != want.name:
+                continue
+            sheet = _held_against(tool, want, made[place])
+            if not sheet.faults:
+                left.remove(place)
+                break
+            if nearest is None or sheet.share > nearest.share:
+                nearest = sheet
+        else:
+            assert nearest is not None  # the names are the same multiset, and every name took a call of that name
+            return _wrong(nearest, want, at, len(wanted))
+    return all_right(made)
+
+
+def _wrong(sheet: Sheet, want: Wanted, right_before: int, wanted: int) -> Verdict:
+    name, reason = sheet.faults[gravest(reason for _, reason in sheet.faults)]
+    options = show(_allowed(want).get(name, []))
+    told = {
+        "missing_parameter": f"is missing, expected one of {options}.",
+        "unexpected_parameter": f"was not expected, got {show(sheet.call.arguments.get(name))}.",
+    }
+    detail = told.get(reason) or f"is {show(sheet.call.arguments.get(name))}, expected one of {options}."
+    credit = arguments_credit([right_before, sheet.share], wanted)
+    return failed(reason, f'{want.name}: "{name}" {detail}', credit, selection_ok=True)
+
+
+def _allowed(want: Wanted) -> Mapping[str, list[Json]]:
+    return want.arguments if isinstance(want, AllowedCall) else {k: [_noted(v)] for k, v in want.arguments.items()}
+
+
+def _noted(value: Json) -> Json:
+    """A literal value in BFCL's notation."""
+    if isinstance(value, dict):
+        return {key: [item] for key, item in value.items()}
+    return [_noted(item) if isinstance(item, dict) else item for item in value] if isinstance(value, list) else value
+
+
+def _held_against(tool: ToolSpec, want: Wanted, call: ToolCall) -> Sheet:
+    allowed, needed = _allowed(want), required(tool.parameters)
+    types = want.source_types if isinstance(want, AllowedCall) else {}
+    properties = tool.parameters.get("properties")
+    known = properties if isinstance(properties, dict) else {}
+    faults: list[tuple[str, Reason]] = []
+    for name in needed:
+        if name not in call.arguments:
+            faults.append((name, "missing_parameter"))
+    for name, value in call.arguments.items():
+        reason: Reason | None
+        if name not in known or name not in allowed:
+            reason = "unexpected_parameter"
+        elif name in types:
+            reason = _source_fault(types[name], value, allowed[name])
+        else:
+            reason = _value_fault(property_of(tool.parameters, name), value, allowed[name])
+        if reason is not None:
+            faults.append((name, reason))
+    for name, options in allowed.items():
+        if name not in call.arguments and name not in needed and "" not in options:
+            faults.append((name, "missing_parameter"))
+    if not faults:
+        return Sheet(call, (), 1.0)
+    names = {*needed, *allowed, *call.arguments}
+    return Sheet(call, tuple(faults), max(0.0, 1.0 - len(faults) / len(names)))
+
+
+# ------------------------------------------------------------------------------------------------------------- values
+
+
+def _source_fault(written: Sequence[str], value: Json, allowed: list[Json]) -> Reason | None:
+    if type(value) is not str or not source_text.is_known(written):
+        return "wrong_type"
+    return _fault(
+        source_text.kind_of(written), source_text.kind_of_items(written), source_text.read(value, written), allowed
+    )
+
+
+def _value_fault(schema: Mapping[str, Json], value: Json, allowed: list[Json]) -> Reason | None:
+    kind = _kind(schema)
+    items = schema.get("items") if kind is list else None
+    if kind is float and type(value) is int:
+        try:
+            value = float(value)
+        except OverflowError:
+            return "wrong_type"
+    return _fault(kind, _kind(items) if isinstance(items, dict) else None, value, allowed)
+
+
+def _kind(schema: Mapping[str, Json]) -> type:
+    kind = schema.get("type", "string")
+    kind = next((k for k in kind if k != "null"), "string") if isinstance(kind, list) else kind
+    return _KINDS.get(kind, str)
+
+
+def _fault(kind: type, inner: type | None, value: Json, allowed: list[Json]) -> Reason | None:
+    """Types first, one level deep; then values, with strings folded.
+
+    Where the allowed values have another type than the schema (the name of a variable, say), the value may have that
+    type, too, and is then compared as it stands.
+    """
+    listed = _type_of_first(allowed)
+    if type(value) is kind:
+        if inner is not None and not any(_items_fit(value, option, inner) for option in allowed):
+            return "wrong_type"
+        as_it_stands = listed is not None and listed is not kind
+    elif listed is not None and type(value) is listed:
+        as_it_stands = True
+    else:
+        return "wrong_type"
+    right = value in allowed if as_it_stands else _is_allowed(value, allowed, inner)
+    return None if right else "wrong_value"
+
+
+def _type_of_first(allowed: Sequence[Json]) -> type | None:
+    for option in allowed:
+        if option != "":
+            return type(option)
+    return None
+
+
+def _items_fit(value: Json, option: Json, inner: type) -> bool:
+    # An option that is no list (the "" of an optional argument) puts no condition on the items: so does the original.
+    if not isinstance(option, list):
+        return True
+    listed = _type_of_first(option)
+    return all(type(item) is inner or type(item) is listed for item in value)
+
+
+def _is_allowed(value: Json, allowed: Sequence[Json], inner: type | None) -> bool:
+    if isinstance(value, str):
+        folded = _folded(value)
+        return any(folded == _folded(option) for option in allowed if isinstance(option, str))
+    if isinstance(value, dict):
+        return any(_object_fits(value, option) for option in allowed)
+    if isinstance(value, list) and inner is dict:
+        return any(_objects_fit(value, option) for option in allowed)
+    if isinstance(value, list):
+        items = [_folded(item) for item in value]
+        return any(items == [_folded(o) for o in option] for option in allowed if _is_sequence(option))
+    return value in allowed
+
+
+def _is_sequence(option: Json) -> bool:
+    # The original goes through a string letter by letter, so that "" stands for the empty list.
+    return isinstance(option, list | str)
+
+
+def _object_fits(value: Json, option: Json) -> bool:
+    if not isinstance(value, dict) or not isinstance(option, dict):
+        return False
+    for key, item in value.items():
+        if key not in option or _folded(item) not in [_folded(o) for o in _options(option[key])]:
+            return False
+    return all("" in _options(values) or values == "" for key, values in option.items() if key not in value)
+
+
+def _options(values: Json) -> Sequence[Json]:
+    return values if isinstance(values, list | str) else [values]
+
+
+def _objects_fit(value: list[Json], option: Json) -> bool:
+    return (
+        _is_sequence(option)
+        and len(value) == len(option)
+        and all(_object_fits(item, wanted) for item, wanted in zip(value, option, strict=True))
+    )
+
+
+def _folded(value: Json) -> Json:
+    return _FOLDED_AWAY.sub("", value).lower().replace("'", '"') if isinstance(value, str) else value
