@@ -29,14 +29,17 @@ import time
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from llm_tuner.evaluation import bfcl, score_file
-from llm_tuner.scoring import gold_attempt, score
+from llm_tuner.scoring import gold_attempt, made_calls, score
 from llm_tuner.types import AllowedCalls, Attempt, Message, Task
 
 FIXTURE = Path(__file__).with_suffix(".json")
+BATCH = 20_000
+"""Questions that are asked at once."""
 
 # The package imports every vendor's SDK and more; what the checks do not use is stood in for.
 OFFICIAL = """
@@ -67,44 +70,44 @@ from bfcl_eval.utils import is_empty_output, is_function_calling_format_output, 
 
 handler = object.__new__(OpenAICompletionsHandler)
 handler.is_fc_model = True
-spent = 0.0
 
-def timed(*args):
-    global spent
-    start = time.perf_counter()
+def decoded(q):
     try:
-        return ast_checker(*args)["valid"]
-    finally:
-        spent += time.perf_counter() - start
-
-def verdict(q):
-    try:
-        made = handler.decode_ast(q["result"], ReturnFormat.PYTHON, False)
+        return handler.decode_ast(q["result"], ReturnFormat.PYTHON, False)
     except Exception:
-        made = None
-    if "relevance" in q["category"]:
-        called = made is not None and not is_empty_output(made)
-        return called != ("irrelevance" in q["category"])
-    if made is None or not is_function_calling_format_output(made):
-        return False
-    language = Language.PYTHON
-    if is_java(q["category"]): language = Language.JAVA
-    if is_js(q["category"]): language = Language.JAVASCRIPT
-    try:
-        return timed(q["functions"], made, q["answer"], language, q["category"], "m")
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
+        return None
 
-quiet, sys.stdout = sys.stdout, sys.stderr
-functions = []
+def relevance(category, made):
+    called = made is not None and not is_empty_output(made)
+    return called != ("irrelevance" in category)
+
+def language(category):
+    return Language.JAVA if is_java(category) else Language.JAVASCRIPT if is_js(category) else Language.PYTHON
+
+verdicts, asked, functions = [], [], []
 for line in sys.stdin:
     q = json.loads(line)
-    if "functions" in q and "result" not in q:
+    if "result" not in q:
         functions = q["functions"]
         continue
-    q["functions"] = functions
-    print(json.dumps(verdict(q)), file=quiet)
-print(json.dumps({"seconds": spent}), file=quiet)
+    made = decoded(q)
+    if "relevance" in q["category"]:
+        verdicts.append(relevance(q["category"], made))
+    elif made is None or not is_function_calling_format_output(made):
+        verdicts.append(False)
+    else:
+        asked.append((len(verdicts), functions, made, q["answer"], language(q["category"]), q["category"]))
+        verdicts.append(None)
+
+out, sys.stdout = sys.stdout, sys.stderr  # the checker prints
+start = time.process_time()
+for at, *question in asked:
+    try:
+        verdicts[at] = ast_checker(*question, "m")["valid"]
+    except Exception as error:
+        verdicts[at] = f"{type(error).__name__}: {error}"
+seconds = time.process_time() - start
+print(json.dumps({"verdicts": verdicts, "seconds": seconds, "judged": len(asked)}), file=out)
 """
 
 
@@ -443,10 +446,12 @@ def _source_texts(text: Any, types: tuple[str, ...]) -> Iterator[str]:
 
 
 class Verdicts(NamedTuple):
-    """The verdicts on some questions (a string where the checker raised), and the seconds that judging alone took."""
+    """The verdicts on some questions (a string where the checker raised), and the CPU seconds that judging alone took
+    for those whose calls can be read (for the others the official checker is not asked)."""
 
     verdicts: list[bool | str]
     seconds: float
+    judged: int
 
 
 def official(python: str, asked: Iterable[Question]) -> Verdicts:
@@ -454,8 +459,7 @@ def official(python: str, asked: Iterable[Question]) -> Verdicts:
     run = subprocess.run([python, "-c", OFFICIAL], input=_lines(asked), capture_output=True, text=True)
     if run.returncode:
         sys.exit(run.stderr[-2000:])
-    *verdicts, last = [json.loads(line) for line in run.stdout.splitlines()]
-    return Verdicts(verdicts, last["seconds"])
+    return Verdicts(**json.loads(run.stdout))
 
 
 def _lines(asked: Iterable[Question]) -> str:
@@ -471,18 +475,19 @@ def _lines(asked: Iterable[Question]) -> str:
 
 def ours(asked: Iterable[Question]) -> Verdicts:
     """Our verdicts."""
-    verdicts: list[bool | str] = []
-    spent, task, key = 0.0, None, None
+    pairs: list[tuple[Task, Attempt]] = []
+    task, key = None, None
     for question in asked:
         if task is None or key != (id(question.functions), id(question.answer), question.category):
             task = task_of(question.functions, question.answer, question.category)
             key = (id(question.functions), id(question.answer), question.category)
-        attempt = attempt_of(question)
-        start = time.perf_counter()
-        verdict = score(task, attempt, rules="bfcl")
-        spent += time.perf_counter() - start
-        verdicts.append(verdict.ok)
-    return Verdicts(verdicts, spent)
+        pairs.append((task, attempt_of(question)))
+    readable = [p for p in pairs if "relevance" not in p[0].category and not any(c.error for c in made_calls(p[1]))]
+    start = time.process_time()
+    for task, attempt in readable:
+        score(task, attempt, rules="bfcl")
+    seconds = time.process_time() - start
+    return Verdicts([score(*pair, rules="bfcl").ok for pair in pairs], seconds, len(readable))
 
 
 def attempt_of(question: Question) -> Attempt:
@@ -493,9 +498,9 @@ def attempt_of(question: Question) -> Attempt:
 def whole_data_set(category: str) -> Iterator[Question]:
     for _, row, answer in bfcl.rows([category]):
         if "relevance" in category:
-            yield from relevance(row["function"], category)
+            yield from unique(relevance(row["function"], category))
         else:
-            yield from mutations(row["function"], answer, category)
+            yield from unique(mutations(row["function"], answer, category))
 
 
 def outputs(path: Path) -> dict[str, list[Question]]:
@@ -512,16 +517,14 @@ def outputs(path: Path) -> dict[str, list[Question]]:
     return out
 
 
-def unique(asked: Iterable[Question]) -> list[Question]:
-    """Without repetitions, entry by entry."""
+def unique(asked: Iterable[Question]) -> Iterator[Question]:
+    """Questions about one entry, or about entries that stay in memory, without repetitions."""
     seen: set[tuple[int, int, str]] = set()
-    out = []
     for question in asked:
         key = (id(question.functions), id(question.answer), json.dumps(question.made))
         if key not in seen:
             seen.add(key)
-            out.append(question)
-    return out
+            yield question
 
 
 # ----------------------------------------------------------------------------------------------------------------- main
@@ -531,25 +534,23 @@ def compare(python: str, everything: bool, written: Path | None) -> int:
     """Compare, print, return the number of disagreements."""
     real = outputs(written) if written else {}
     total: Counter[str] = Counter()
-    seconds = {"official": 0.0, "ours": 0.0}
+    spent: Counter[str] = Counter()
     started = time.perf_counter()
     for category in bfcl.GROUPS["all"]:
-        made = unique(whole_data_set(category)) if everything else []
-        asked = [*made, *real.get(category, [])]
-        if not asked:
-            continue
-        theirs, mine = official(python, asked), ours(asked)
-        seconds["official"] += theirs.seconds
-        seconds["ours"] += mine.seconds if "relevance" not in category else 0.0
-        counts = tally(asked, theirs.verdicts, mine.verdicts)
-        counts["of models"] = len(real.get(category, []))
+        counts: Counter[str] = Counter({"of models": len(real.get(category, []))})
+        asked = chain(real.get(category, []), whole_data_set(category) if everything else [])
+        while batch := list(islice(asked, BATCH)):
+            theirs, mine = official(python, batch), ours(batch)
+            counts += tally(batch, theirs.verdicts, mine.verdicts)
+            assert theirs.judged == mine.judged
+            spent.update({"official": theirs.seconds, "ours": mine.seconds, "verdicts": mine.judged})
         total += counts
         print(f"{category}: {', '.join(f'{name} {count}' for name, count in counts.items())}", flush=True)
     print(f"all: {', '.join(f'{name} {count}' for name, count in total.items())}")
-    judged = total["pairs"] - total["relevance"]
-    for name, spent in seconds.items():
-        print(f"{name}: {spent:.2f} s for {judged} verdicts on arguments, {judged / max(spent, 1e-9):,.0f} verdicts/s")
-    print(f"ratio ours/official: {seconds['official'] / max(seconds['ours'], 1e-9):.2f} (verdicts/s, judging alone)")
+    for name in ("official", "ours"):
+        speed = spent["verdicts"] / max(spent[name], 1e-9)
+        print(f"{name}: {spent[name]:.2f} s for {spent['verdicts']} verdicts on arguments, {speed:,.0f} verdicts/s")
+    print(f"ratio ours/official: {spent['official'] / max(spent['ours'], 1e-9):.2f} (verdicts/s, judging alone)")
     print(f"whole run: {time.perf_counter() - started:.0f} s")
     return total["DISAGREE"]
 
@@ -561,7 +562,6 @@ def tally(asked: list[Question], theirs: list[bool | str], mine: list[bool | str
         counts[outcome] += 1
         counts["official valid"] += verdict is True
         counts["official raised, ours ok"] += isinstance(verdict, str) and own is True
-        counts["relevance"] += "relevance" in question.category
         if outcome == "DISAGREE" and counts[outcome] <= 8:
             text = f"  official {verdict}, ours {own}: {json.dumps(question.answer)[:300]} <- {question.made}"
             print(text[:700].encode("utf-8", "replace").decode())
@@ -570,7 +570,7 @@ def tally(asked: list[Question], theirs: list[bool | str], mine: list[bool | str
 
 def write(python: str) -> int:
     """Write the fixture: one case a line, the function documents once. A sample of each category, valid ones first."""
-    asked = unique(questions())
+    asked = list(unique(questions()))
     verdicts, mine = official(python, asked), ours(asked)
     counts = tally(asked, verdicts.verdicts, mine.verdicts)
     by_kind: dict[tuple[str, bool], list[list[Any]]] = defaultdict(list)

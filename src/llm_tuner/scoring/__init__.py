@@ -20,7 +20,6 @@ from llm_tuner.scoring.gold import gold_attempt
 from llm_tuner.scoring.verdicts import (
     CALL_AS_TEXT_CREDIT,
     Judge,
-    Wanted,
     failed,
     names_of,
     passed,
@@ -28,10 +27,8 @@ from llm_tuner.scoring.verdicts import (
     selection_fault,
 )
 from llm_tuner.types import (
-    AllowedCalls,
     AnyCall,
     Attempt,
-    ExactCalls,
     Message,
     NoCall,
     Task,
@@ -55,8 +52,8 @@ def score(task: Task, attempt: Attempt, *, rules: Rules = "strict", reading: Rea
     judged only where the selection is right. Calls are matched to expectations by best assignment under the strict
     rules and by first fit under BFCL's, so order is free unless the task says otherwise (first fit can still reject a
     right set for its order, as the original does). An answer that fails still earns less than 1: right selection 0.5
-    and up to 0.4 for the share of right arguments; wrong selection up to 0.2 for the right count and for names that
-    exist.
+    and up to 0.4 for the share of right arguments (under BFCL's rules, of right calls); wrong selection up to 0.2 for
+    the right count and for names that exist.
 
     Where no call is wanted, the strict rules count a call that was written as text as unwanted under both readings.
     BFCL's take the reading at its word: under the native one text is no call, and calls of which one cannot be read
@@ -64,16 +61,23 @@ def score(task: Task, attempt: Attempt, *, rules: Rules = "strict", reading: Rea
     """
     if attempt.error:
         return failed("backend_error", attempt.error)
-    native, lenient = made_calls(attempt, "native"), made_calls(attempt, "lenient")
+    message = answer(attempt)
+    native = message.tool_calls if message is not None else ()
+    lenient = native or (message.text_calls if message is not None else ())
     made = native if reading == "native" else lenient
-    if not wants_call(task):
+    expect = task.expect
+    if expect.kind == "none" or (expect.kind != "any" and not expect.calls):
         return _judge_silence(lenient if rules == "strict" else bfcl.decoded(made))
     if lenient and not made:
         detail = f"The call was written as text ({names_of(lenient)}); the runtime surfaced none."
         return failed("call_as_text", detail, CALL_AS_TEXT_CREDIT)
-    if isinstance(task.expect, AnyCall):
-        return _judge_any(made, by_name(task.tools), offered=rules == "strict")
-    return _judge_calls(task, made, _PAIRINGS[rules])
+    tools = by_name(task.tools)
+    if expect.kind == "any":
+        return _judge_any(made, tools, offered=rules == "strict")
+    fault = selection_fault(expect.calls, made, tools, expect.ordered)
+    if fault is not None:
+        return failed(*fault, selection_credit(expect.calls, made, tools))
+    return _JUDGES[rules](tools, expect.calls, made, expect.ordered)
 
 
 def wants_call(task: Task) -> bool:
@@ -85,7 +89,10 @@ def wants_call(task: Task) -> bool:
 
 def answer(attempt: Attempt) -> Message | None:
     """The first assistant message that the attempt produced: the one that is judged."""
-    return next((m for m in attempt.messages if m.role == "assistant"), None)
+    for message in attempt.messages:
+        if message.role == "assistant":
+            return message
+    return None
 
 
 def made_calls(attempt: Attempt, reading: Reading = "native") -> tuple[ToolCall, ...]:
@@ -96,7 +103,7 @@ def made_calls(attempt: Attempt, reading: Reading = "native") -> tuple[ToolCall,
     return message.tool_calls if reading == "native" else message.tool_calls or message.text_calls
 
 
-_PAIRINGS: dict[Rules, Judge] = {"strict": strict.judge, "bfcl": bfcl.judge}
+_JUDGES: dict[Rules, Judge] = {"strict": strict.judge, "bfcl": bfcl.judge}
 
 
 def _judge_silence(made: Sequence[ToolCall]) -> Verdict:
@@ -115,13 +122,3 @@ def _judge_any(made: Sequence[ToolCall], tools: Mapping[str, ToolSpec], *, offer
     if unknown is not None:
         return failed("unknown_tool", f'"{unknown}" was not offered; expected any of {", ".join(tools)}.')
     return passed(f"{names_of(made)}: a call, as wanted.")
-
-
-def _judge_calls(task: Task, made: Sequence[ToolCall], judge: Judge) -> Verdict:
-    assert isinstance(task.expect, ExactCalls | AllowedCalls)
-    wanted: Sequence[Wanted] = task.expect.calls
-    tools = by_name(task.tools)
-    fault = selection_fault(wanted, made, tools, task.expect.ordered)
-    if fault is not None:
-        return failed(*fault, selection_credit(wanted, made, tools))
-    return judge(tools, wanted, made, task.expect.ordered)

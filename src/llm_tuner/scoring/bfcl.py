@@ -9,13 +9,11 @@ instead, the call is wrong here.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from llm_tuner.scoring import source_text
 from llm_tuner.scoring.schema import property_of, required
-from llm_tuner.scoring.verdicts import Wanted, all_right, arguments_credit, failed, gravest, show
+from llm_tuner.scoring.verdicts import Wanted, all_right, arguments_credit, failed, show
 from llm_tuner.types import AllowedCall, Json, Reason, ToolCall, ToolSpec, Verdict
 
 _KINDS: dict[str, type] = {
@@ -26,15 +24,12 @@ _KINDS: dict[str, type] = {
     "array": list,
     "object": dict,
 }
-_FOLDED_AWAY = re.compile(r"[ ,./\-_*^]")
+_SCALARS = frozenset((str, int, float, bool))
+_FOLDING = dict.fromkeys(map(ord, " ,./-_*^"))
 
 
-class Sheet(NamedTuple):
-    """One made call held against one wanted call: the wrong arguments, and the share (0..1) of the right ones."""
-
-    call: ToolCall
-    faults: tuple[tuple[str, Reason], ...]
-    share: float
+Wrong = tuple[str, Reason]
+"""The name of the first wrong argument, in the order in which the official checker looks, and what is wrong."""
 
 
 def decoded(made: Sequence[ToolCall]) -> Sequence[ToolCall]:
@@ -50,33 +45,30 @@ def judge(tools: Mapping[str, ToolSpec], wanted: Sequence[Wanted], made: Sequenc
     """
     left = list(range(len(made)))
     for at, want in enumerate(wanted):
-        tool = tools[want.name]
-        nearest: Sheet | None = None
+        tool, first = tools[want.name], None
         for place in [at] if ordered else left:
-            if made[place].name != want.name:
+            call = made[place]
+            if call.name != want.name:
                 continue
-            sheet = _held_against(tool, want, made[place])
-            if not sheet.faults:
+            wrong = _wrong(tool, want, call)
+            if wrong is None:
                 left.remove(place)
                 break
-            if nearest is None or sheet.share > nearest.share:
-                nearest = sheet
+            first = first or (call, *wrong)
         else:
-            assert nearest is not None  # the names are the same multiset, and every name took a call of that name
-            return _wrong(nearest, want, at, len(wanted))
+            assert first is not None  # the names are the same multiset, and every name took a call of that name
+            return _refused(want, *first, arguments_credit(at, len(wanted)))
     return all_right(made)
 
 
-def _wrong(sheet: Sheet, want: Wanted, right_before: int, wanted: int) -> Verdict:
-    name, reason = sheet.faults[gravest(reason for _, reason in sheet.faults)]
-    options = show(_allowed(want).get(name, []))
-    told = {
-        "missing_parameter": f"is missing, expected one of {options}.",
-        "unexpected_parameter": f"was not expected, got {show(sheet.call.arguments.get(name))}.",
-    }
-    detail = told.get(reason) or f"is {show(sheet.call.arguments.get(name))}, expected one of {options}."
-    credit = arguments_credit([right_before, sheet.share], wanted)
-    return failed(reason, f'{want.name}: "{name}" {detail}', credit, selection_ok=True)
+def _refused(want: Wanted, call: ToolCall, name: str, reason: Reason, credit: float) -> Verdict:
+    if reason == "unexpected_parameter":
+        told = f"was not expected, got {show(call.arguments[name])}."
+    elif reason == "missing_parameter":
+        told = f"is missing, expected one of {show(_allowed(want).get(name, []))}."
+    else:
+        told = f"is {show(call.arguments[name])}, expected one of {show(_allowed(want)[name])}."
+    return failed(reason, f'{want.name}: "{name}" {told}', credit, selection_ok=True)
 
 
 def _allowed(want: Wanted) -> Mapping[str, list[Json]]:
@@ -90,32 +82,30 @@ def _noted(value: Json) -> Json:
     return [_noted(item) if isinstance(item, dict) else item for item in value] if isinstance(value, list) else value
 
 
-def _held_against(tool: ToolSpec, want: Wanted, call: ToolCall) -> Sheet:
-    allowed, needed = _allowed(want), required(tool.parameters)
+def _wrong(tool: ToolSpec, want: Wanted, call: ToolCall) -> Wrong | None:
+    allowed, made, parameters = _allowed(want), call.arguments, tool.parameters
     types = want.source_types if isinstance(want, AllowedCall) else {}
-    properties = tool.parameters.get("properties")
-    known = properties if isinstance(properties, dict) else {}
-    faults: list[tuple[str, Reason]] = []
-    for name in needed:
-        if name not in call.arguments:
-            faults.append((name, "missing_parameter"))
-    for name, value in call.arguments.items():
-        reason: Reason | None
-        if name not in known or name not in allowed:
-            reason = "unexpected_parameter"
-        elif name in types:
-            reason = _source_fault(types[name], value, allowed[name])
+    known = parameters.get("properties")
+    known = known if isinstance(known, dict) else {}
+    for name in required(parameters):
+        if name not in made:
+            return name, "missing_parameter"
+    for name, value in made.items():
+        options = allowed.get(name)
+        if options is None or name not in known:
+            return name, "unexpected_parameter"
+        if name in types:
+            reason = _source_fault(types[name], value, options)
         else:
-            reason = _value_fault(property_of(tool.parameters, name), value, allowed[name])
+            schema = known[name]
+            plain = isinstance(schema, dict) and "$ref" not in schema
+            reason = _value_fault(schema if plain else property_of(parameters, name), value, options)
         if reason is not None:
-            faults.append((name, reason))
+            return name, reason
     for name, options in allowed.items():
-        if name not in call.arguments and name not in needed and "" not in options:
-            faults.append((name, "missing_parameter"))
-    if not faults:
-        return Sheet(call, (), 1.0)
-    names = {*needed, *allowed, *call.arguments}
-    return Sheet(call, tuple(faults), max(0.0, 1.0 - len(faults) / len(names)))
+        if name not in made and "" not in options:
+            return name, "missing_parameter"
+    return None
 
 
 # ------------------------------------------------------------------------------------------------------------- values
@@ -131,6 +121,8 @@ def _source_fault(written: Sequence[str], value: Json, allowed: list[Json]) -> R
 
 def _value_fault(schema: Mapping[str, Json], value: Json, allowed: list[Json]) -> Reason | None:
     kind = _kind(schema)
+    if type(value) is kind and kind in _SCALARS and value in allowed:
+        return None
     items = schema.get("items") if kind is list else None
     if kind is float and type(value) is int:
         try:
@@ -142,7 +134,8 @@ def _value_fault(schema: Mapping[str, Json], value: Json, allowed: list[Json]) -
 
 def _kind(schema: Mapping[str, Json]) -> type:
     kind = schema.get("type", "string")
-    kind = next((k for k in kind if k != "null"), "string") if isinstance(kind, list) else kind
+    if type(kind) is list:
+        kind = next((k for k in kind if k != "null"), "string")
     return _KINDS.get(kind, str)
 
 
@@ -182,8 +175,7 @@ def _items_fit(value: Json, option: Json, inner: type) -> bool:
 
 def _is_allowed(value: Json, allowed: Sequence[Json], inner: type | None) -> bool:
     if isinstance(value, str):
-        folded = _folded(value)
-        return any(folded == _folded(option) for option in allowed if isinstance(option, str))
+        return value in allowed or _fold(value) in [_fold(option) for option in allowed if isinstance(option, str)]
     if isinstance(value, dict):
         return any(_object_fits(value, option) for option in allowed)
     if isinstance(value, list) and inner is dict:
@@ -221,4 +213,8 @@ def _objects_fit(value: list[Json], option: Json) -> bool:
 
 
 def _folded(value: Json) -> Json:
-    return _FOLDED_AWAY.sub("", value).lower().replace("'", '"') if isinstance(value, str) else value
+    return _fold(value) if isinstance(value, str) else value
+
+
+def _fold(text: str) -> str:
+    return text.translate(_FOLDING).lower().replace("'", '"')

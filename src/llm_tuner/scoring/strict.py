@@ -30,7 +30,7 @@ def judge(tools: Mapping[str, ToolSpec], wanted: Sequence[Wanted], made: Sequenc
     faults = [fault for sheet in fixed for fault in sheet.faults]
     if not faults:
         return all_right(made)
-    credit = arguments_credit([sheet.share for sheet in fixed], len(wanted))
+    credit = arguments_credit(sum(sheet.share for sheet in fixed), len(wanted))
     if not any(sheet.faults for sheet in free):
         return failed("wrong_order", "The calls are right but not in this order.", credit, selection_ok=True)
     return failed(*faults[gravest(fault.reason for fault in faults)], credit, selection_ok=True)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple, Protocol
+
+from pydantic_core import to_json
 
 from llm_tuner.types import AllowedCall, Json, Reason, ToolCall, ToolSpec, Verdict
 
@@ -39,6 +42,7 @@ def failed(reason: Reason, detail: str, credit: float = 0.0, *, selection_ok: bo
     return Verdict(ok=False, selection_ok=selection_ok, parameters_ok=False, score=credit, reason=reason, detail=detail)
 
 
+@lru_cache(maxsize=512)
 def passed(detail: str) -> Verdict:
     return Verdict(ok=True, selection_ok=True, parameters_ok=True, score=1.0, reason="ok", detail=detail)
 
@@ -47,9 +51,9 @@ def all_right(made: Sequence[ToolCall]) -> Verdict:
     return passed(f"{names_of(made)}: right tool, right arguments.")
 
 
-def arguments_credit(shares: Iterable[float], wanted: int) -> float:
-    """What a right selection of `wanted` calls earns, given the share (0..1) of right arguments of each call."""
-    return _SELECTION_CREDIT + _ARGUMENTS_CREDIT * sum(shares) / wanted
+def arguments_credit(right: float, wanted: int) -> float:
+    """What a right selection of `wanted` calls earns, so many (0..wanted) of which are right."""
+    return _SELECTION_CREDIT + _ARGUMENTS_CREDIT * right / wanted
 
 
 def gravest(reasons: Iterable[Reason]) -> int:
@@ -65,15 +69,24 @@ def names_of(calls: Iterable[Wanted]) -> str:
 def show(value: Json) -> str:
     """A value as JSON, cut to 80 characters. Half a character, which JSON text can hold, becomes a question mark."""
     try:
-        text = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace").decode()
+        text = to_json(value, inf_nan_mode="constants").decode()
+    except ValueError:
+        text = _shown_anyway(value)
+    return text if len(text) <= 80 else text[:79] + "…"
+
+
+def _shown_anyway(value: Json) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace").decode()
     except RecursionError:
         return "a value nested too deep to show"
-    return text if len(text) <= 80 else text[:79] + "…"
 
 
 def selection_fault(
     wanted: Sequence[Wanted], made: Sequence[ToolCall], tools: Mapping[str, ToolSpec], ordered: bool
 ) -> Fault | None:
+    if len(made) == len(wanted) == 1 and made[0].name == wanted[0].name in tools and not made[0].error:
+        return None
     if not made:
         return Fault("no_call", f"Expected {names_of(wanted)}; nothing was called.")
     for call in made:
