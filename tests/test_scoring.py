@@ -278,6 +278,8 @@ def test_schemas_from_the_wild_do_not_crash_the_judge() -> None:
         {"type": "object", "properties": {"x": loop}, "$defs": {"A": {"$ref": "#/$defs/A"}}},
         {"type": "object", "properties": {"x": loop}, "$defs": {"A": {"anyOf": [loop]}}},
         {"type": "object", "properties": {"x": {"type": "date"}}},
+        {"type": "object", "properties": {"x": {"type": {"a": 1}}}, "required": True},
+        {"type": "object", "properties": ["x"], "required": "x"},
     ]
     for parameters in wild:
         tool = ToolSpec(name="t", parameters=parameters)

@@ -12,7 +12,7 @@ import pytest
 COMMANDS = [
     "demo", "tune", "train", "rollback", "status", "doctor",
     "models list", "models pull", "models rm", "models versions", "models promote", "models rollback",
-    "tools list", "tools call", "data collect", "data show", "eval suite", "eval bfcl",
+    "tools list", "tools call", "data collect", "data show", "eval suite", "eval score", "eval bfcl",
 ]  # fmt: skip
 
 
@@ -83,6 +83,9 @@ BAD = [
     ("no such version", ["rollback", "mine"], 11, "mine"),
     ("no such suite", ["eval", "suite", "none.jsonl"], 30, "none.jsonl"),
     ("no collect run", ["train"], 30, 'No collect run "last" (found: none)'),
+    ("no such file of answers", ["eval", "score", "none.jsonl"], 30, "none.jsonl"),
+    ("no such category", ["eval", "score", os.devnull, "--categories", "simple"], 4, "simple_python"),
+    ("a category that is not run", ["eval", "bfcl", "--categories", "memory_kv"], 4, "not run"),
     ("no such configuration", ["tune", "--config", "none.toml"], 4, "none.toml"),
     ("unknown runtime", ["tune", "--runtime", "vllm"], 4, "embedded or ollama"),
     ("arguments that are no JSON", ["tools", "call", "x", "{"], 4, "not JSON"),

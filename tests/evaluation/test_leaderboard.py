@@ -55,7 +55,7 @@ def test_all_categories_make_a_whole() -> None:
     others = ("multi_turn_base", "multi_turn_miss_func", "multi_turn_miss_param", "multi_turn_long_context")
     others += ("web_search_base", "web_search_no_snippet", "memory_kv", "memory_vector", "memory_rec_sum")
     board = leaderboard(HALF | dict.fromkeys(others, (100, 100)))
-    assert board.overall.value == pytest.approx(0.5 * 0.3 + 0.7)
+    assert board.overall.value == pytest.approx(0.5 * 0.3 + 0.7, abs=1e-3)
     assert board.overall.value == pytest.approx(board.overall.official)
     assert not board.not_measured
     assert board.measured.value == pytest.approx(board.overall.value)

@@ -85,11 +85,15 @@ def score_file(
 ) -> Generator[RowVerdict, None, Totals]:
     """Judge every row of a file, or of the files of a folder in the order of their names; return the totals.
 
-    Rows of other categories than those named are only counted. Raises DataError where there is nothing to read, and
-    what `bfcl.named` and `bfcl.fetch` raise.
+    Rows of other categories than those named are only counted. Raises, before anything is fetched, DataError where
+    there is nothing to read and what `bfcl.named` raises; while it runs what `bfcl.fetch` raises.
     """
-    wanted = bfcl.named(categories)
-    lines = lines_of(path)
+    return _judged(lines_of(path), bfcl.named(categories), cache)
+
+
+def _judged(
+    lines: Iterator[tuple[str, str]], wanted: Sequence[str], cache: Path | None
+) -> Generator[RowVerdict, None, Totals]:
     entries = {row["id"]: _Entry(c, row, answers) for c, row, answers in bfcl.rows(bfcl.GROUPS["all"], cache=cache)}
     seen: set[str] = set()
     counts: dict[str, Counter[bool]] = {category: Counter() for category in wanted}
@@ -133,7 +137,7 @@ def _files(path: Path) -> list[Path]:
         if not found:
             raise DataError(f"{path} holds no *_result.json and no *.jsonl. Name a file, or the folder of a model.")
         return found
-    if not path.is_file():
+    if not path.exists():
         raise DataError(f"No file at {path}. Give a .jsonl file, or a result file or folder of the official harness.")
     return [path]
 

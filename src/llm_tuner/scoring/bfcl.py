@@ -27,7 +27,6 @@ _KINDS: dict[str, type] = {
 _SCALARS = frozenset((str, int, float, bool))
 _FOLDING = dict.fromkeys(map(ord, " ,./-_*^"))
 
-
 Wrong = tuple[str, Reason]
 """The name of the first wrong argument, in the order in which the official checker looks, and what is wrong."""
 
@@ -114,9 +113,8 @@ def _wrong(tool: ToolSpec, want: Wanted, call: ToolCall) -> Wrong | None:
 def _source_fault(written: Sequence[str], value: Json, allowed: list[Json]) -> Reason | None:
     if type(value) is not str or not source_text.is_known(written):
         return "wrong_type"
-    return _fault(
-        source_text.kind_of(written), source_text.kind_of_items(written), source_text.read(value, written), allowed
-    )
+    kind, items = source_text.kind_of(written), source_text.kind_of_items(written)
+    return _fault(kind, items, source_text.read(value, written), allowed)
 
 
 def _value_fault(schema: Mapping[str, Json], value: Json, allowed: list[Json]) -> Reason | None:
@@ -136,7 +134,7 @@ def _kind(schema: Mapping[str, Json]) -> type:
     kind = schema.get("type", "string")
     if type(kind) is list:
         kind = next((k for k in kind if k != "null"), "string")
-    return _KINDS.get(kind, str)
+    return _KINDS.get(kind, str) if isinstance(kind, str) else str
 
 
 def _fault(kind: type, inner: type | None, value: Json, allowed: list[Json]) -> Reason | None:
@@ -197,7 +195,7 @@ def _object_fits(value: Json, option: Json) -> bool:
     for key, item in value.items():
         if key not in option or _folded(item) not in [_folded(o) for o in _options(option[key])]:
             return False
-    return all("" in _options(values) or values == "" for key, values in option.items() if key not in value)
+    return all("" in _options(values) for key, values in option.items() if key not in value)
 
 
 def _options(values: Json) -> Sequence[Json]:

@@ -23,7 +23,8 @@ def same_as_left_out(parameters: Mapping[str, Json], name: str) -> list[Json]:
 
 
 def required(parameters: Mapping[str, Json]) -> Sequence[str]:
-    return parameters.get("required") or ()
+    names = parameters.get("required")
+    return names if isinstance(names, list | tuple) else ()
 
 
 def property_of(parameters: Mapping[str, Json], name: str) -> Mapping[str, Json]:

@@ -1,4 +1,4 @@
-"""`llm-tuner eval`: a suite, or BFCL, asked of a model as it is served."""
+"""`llm-tuner eval`: a suite, or BFCL, asked of a model as it is served; calls that were made elsewhere, judged."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from llm_tuner.evaluation.target import Target
     from llm_tuner.types import Report
 
-app = typer.Typer(help="Measure a model as served: on a suite file, or on BFCL.", no_args_is_help=True)
+app = typer.Typer(
+    help="Measure a model as served: on a suite file, or on BFCL; or judge recorded calls.", no_args_is_help=True
+)
 
 DEFAULT_MODEL = "qwen2.5-coder:0.5b"
 MOST_NOTES = 20
@@ -80,10 +82,10 @@ def score(
     """
     from llm_tuner.evaluation import bfcl as benchmark
     from llm_tuner.evaluation.score_file import score_file
-    from llm_tuner.types import DataError
+    from llm_tuner.types import DataError, EmptyData
 
-    drive(benchmark.fetch())
     verdicts = score_file(file, categories)
+    drive(benchmark.fetch())
     unread = 0
     while True:
         try:
@@ -98,6 +100,9 @@ def score(
             if unread <= MOST_NOTES:
                 note(f"{verdict.reason}: {verdict.detail}")
     print(ndjson(totals.document()) if json else _totals(totals))
+    if not totals.rows:
+        note(f"{file} holds no row.")
+        raise typer.Exit(EmptyData.exit_code)
     if totals.bad:
         why = ", ".join(f"{n} {reason}" for reason, n in totals.bad.items())
         note(f"{sum(totals.bad.values())} of {totals.rows} rows could not be judged: {why}.")
@@ -112,7 +117,8 @@ def _totals(totals: Totals) -> str:
     ]
     rows += _groups(scores)
     text = table(rows, ["score", "value", "95 % interval", "right", "entries"])
-    return f"{text}\n{totals.judged} of {totals.rows} rows judged, {totals.right} right. " + _overall(scores)
+    left_out = f", {totals.left_out} of other categories" if totals.left_out else ""
+    return f"{text}\n{totals.judged} of {totals.rows} rows judged, {totals.right} right{left_out}.\n{_overall(scores)}"
 
 
 @app.command()
