@@ -259,7 +259,7 @@ def test_the_command_prints_a_verdict_a_row_and_the_totals_last(
         "id": "simple_python_1",
         "ok": True,
         "reason": "ok",
-        "detail": "harbour_book: right tool, right arguments.",
+        "detail": "Right tool, right arguments.",
     }
     assert lines[1]["reason"] == "wrong_value"
     assert "東京" in lines[1]["detail"]

@@ -63,7 +63,7 @@ def score(task: Task, attempt: Attempt, *, rules: Rules = "strict", reading: Rea
         return failed("backend_error", attempt.error)
     message = answer(attempt)
     native = message.tool_calls if message is not None else ()
-    lenient = native or (message.text_calls if message is not None else ())
+    lenient = native if native or message is None else message.text_calls
     made = native if reading == "native" else lenient
     expect = task.expect
     if expect.kind == "none" or (expect.kind != "any" and not expect.calls):

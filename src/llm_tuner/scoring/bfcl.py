@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from llm_tuner.scoring import source_text
 from llm_tuner.scoring.schema import property_of, required
-from llm_tuner.scoring.verdicts import Wanted, all_right, arguments_credit, failed, show
+from llm_tuner.scoring.verdicts import ALL_RIGHT, Wanted, arguments_credit, failed, show
 from llm_tuner.types import AllowedCall, Json, Reason, ToolCall, ToolSpec, Verdict
 
 _KINDS: dict[str, type] = {
@@ -44,10 +44,10 @@ def judge(tools: Mapping[str, ToolSpec], wanted: Sequence[Wanted], made: Sequenc
     """
     left = list(range(len(made)))
     for at, want in enumerate(wanted):
-        tool, first = tools[want.name], None
-        for place in [at] if ordered else left:
+        tool, name, first = tools[want.name], want.name, None
+        for place in (at,) if ordered else left:
             call = made[place]
-            if call.name != want.name:
+            if call.name != name:
                 continue
             wrong = _wrong(tool, want, call)
             if wrong is None:
@@ -57,7 +57,7 @@ def judge(tools: Mapping[str, ToolSpec], wanted: Sequence[Wanted], made: Sequenc
         else:
             assert first is not None  # the names are the same multiset, and every name took a call of that name
             return _refused(want, *first, arguments_credit(at, len(wanted)))
-    return all_right(made)
+    return ALL_RIGHT
 
 
 def _refused(want: Wanted, call: ToolCall, name: str, reason: Reason, credit: float) -> Verdict:
@@ -101,9 +101,10 @@ def _wrong(tool: ToolSpec, want: Wanted, call: ToolCall) -> Wrong | None:
             reason = _value_fault(schema if plain else property_of(parameters, name), value, options)
         if reason is not None:
             return name, reason
-    for name, options in allowed.items():
-        if name not in made and "" not in options:
-            return name, "missing_parameter"
+    if made.keys() != allowed.keys():
+        for name, options in allowed.items():
+            if name not in made and "" not in options:
+                return name, "missing_parameter"
     return None
 
 

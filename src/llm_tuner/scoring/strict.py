@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from llm_tuner.scoring.schema import fits, property_of, same_as_left_out
-from llm_tuner.scoring.verdicts import Fault, Wanted, all_right, arguments_credit, failed, gravest, show
+from llm_tuner.scoring.verdicts import ALL_RIGHT, Fault, Wanted, arguments_credit, failed, gravest, show
 from llm_tuner.types import Json, Reason, ToolCall, ToolSpec, Verdict
 
 
@@ -29,7 +29,7 @@ def judge(tools: Mapping[str, ToolSpec], wanted: Sequence[Wanted], made: Sequenc
     fixed = [row[i] for i, row in enumerate(sheets)] if ordered else free
     faults = [fault for sheet in fixed for fault in sheet.faults]
     if not faults:
-        return all_right(made)
+        return ALL_RIGHT
     credit = arguments_credit(sum(sheet.share for sheet in fixed), len(wanted))
     if not any(sheet.faults for sheet in free):
         return failed("wrong_order", "The calls are right but not in this order.", credit, selection_ok=True)
