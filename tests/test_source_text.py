@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llm_tuner.scoring.source_text import is_known, kind_of, kind_of_items, read, write
+from llm_tuner.scoring.source_text import kinds_of, read, write
 
 JAVA = [
     ("integer", "-12", -12),
@@ -88,17 +88,18 @@ def written(language: str, kind: str) -> tuple[str, ...]:
 def test_read(language: str, kind: str, text: str, value: Any) -> None:
     got = read(text, written(language, kind))
     assert (got, type(got)) == (value, type(value))
-    if type(value) is kind_of(written(language, kind)) and text != "[[1], [2]":
+    kinds = kinds_of(written(language, kind))
+    assert kinds is not None
+    if type(value) is kinds[0] and text != "[[1], [2]":
         assert read(write(value, written(language, kind)), written(language, kind)) == value
 
 
 def test_kinds() -> None:
-    assert kind_of_items(("java", "ArrayList", "long")) is int
-    assert kind_of_items(("java", "HashMap")) is None
-    assert is_known(("javascript", "array", "Bigint"))
-    assert not is_known(("java", "Set"))
-    assert not is_known(("java", "Array", "Queue"))
-    assert not is_known(("cobol", "integer"))
+    assert kinds_of(("java", "ArrayList", "long")) == (list, int)
+    assert kinds_of(("java", "HashMap")) == (dict, None)
+    assert kinds_of(("javascript", "array", "Bigint")) == (list, int)
+    for unread in (("java", "Set"), ("java", "Array", "Queue"), ("cobol", "integer"), ("java",)):
+        assert kinds_of(unread) is None
 
 
 @pytest.mark.parametrize(

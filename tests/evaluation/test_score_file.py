@@ -157,7 +157,7 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize("call", BROKEN, ids=str)
+@pytest.mark.parametrize("call", BROKEN, ids=lambda call: str(call)[:50])
 def test_what_the_model_broke_counts_against_the_model(tmp_path: Path, call: Any) -> None:
     path = rows(tmp_path, {"id": "simple_python_0", "calls": [call]}, {"id": "irrelevance_0", "calls": [call]})
     verdicts, totals = judged(path)

@@ -111,11 +111,11 @@ def _wrong(tool: ToolSpec, want: Wanted, call: ToolCall) -> Wrong | None:
 # ------------------------------------------------------------------------------------------------------------- values
 
 
-def _source_fault(written: Sequence[str], value: Json, allowed: list[Json]) -> Reason | None:
-    if type(value) is not str or not source_text.is_known(written):
+def _source_fault(written: tuple[str, ...], value: Json, allowed: list[Json]) -> Reason | None:
+    kinds = source_text.kinds_of(written)
+    if kinds is None or type(value) is not str:
         return "wrong_type"
-    kind, items = source_text.kind_of(written), source_text.kind_of_items(written)
-    return _fault(kind, items, source_text.read(value, written), allowed)
+    return _fault(*kinds, source_text.read(value, written), allowed)
 
 
 def _value_fault(schema: Mapping[str, Json], value: Json, allowed: list[Json]) -> Reason | None:

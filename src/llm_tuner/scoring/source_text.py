@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 from llm_tuner.types import Json
 
@@ -46,32 +47,26 @@ _KINDS = {"java": _JAVA, "javascript": _JAVASCRIPT}
 _WITH_ITEMS = ("Array", "ArrayList", "array")
 
 
-def is_known(written: Sequence[str]) -> bool:
-    """Whether values of this type can be read. BFCL names some that no checker reads (`Set`, `Queue`)."""
+@lru_cache(maxsize=256)
+def kinds_of(written: tuple[str, ...]) -> tuple[type, type | None] | None:
+    """What a value of this type is as a JSON value, and what its items are (for the list types).
+
+    None for a type that is not read: BFCL names some that no checker reads (`Set`, `Queue`).
+    """
     kinds = _KINDS.get(written[0], {})
-    return all(name in kinds for name in written[1:])
-
-
-def kind_of(written: Sequence[str]) -> type:
-    """What a value of this type is as a JSON value."""
-    return _KINDS[written[0]][written[1]]
-
-
-def kind_of_items(written: Sequence[str]) -> type | None:
-    """What the items of a value of this type are, for the list types."""
-    if written[1] not in _WITH_ITEMS or len(written) < 3:
+    if len(written) < 2 or any(name not in kinds for name in written[1:]):
         return None
-    return _KINDS[written[0]][written[2]]
+    items = kinds[written[2]] if len(written) > 2 and written[1] in _WITH_ITEMS else None
+    return kinds[written[1]], items
 
 
 def read(text: str, written: Sequence[str]) -> Json:
     """The value that a text stands for; the text itself where it is not written like one of this type."""
     if len(text) > LONGEST:
         return text
-    language, name, *rest = written
-    items = rest[0] if rest else ""
+    items = written[2] if len(written) > 2 else ""
     try:
-        return _java(text, name, items) if language == "java" else _javascript(text, name, items)
+        return (_java if written[0] == "java" else _javascript)(text, written[1], items)
     except ValueError:  # an integer of more digits than Python reads
         return text
 
