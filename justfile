@@ -18,6 +18,11 @@ test *args:
 slow:
     uv run --extra demo pytest -m slow
 
+# BFCL verdicts held against the official checker's, on the whole data set. PYTHON is that of a virtual environment with
+# bfcl-eval (tests/evaluation/bfcl_agreement.py says how to make one); FILES may be rows of what models wrote.
+parity python *files:
+    uv run --extra demo python tests/evaluation/bfcl_agreement.py {{python}} --all {{ if files == "" { "" } else { "--outputs " + files } }}
+
 # Install the real servers that the tests use (npm, uvx, Go) into the cache.
 servers:
     uv run --extra demo python tests/mcp_servers.py

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from llm_tuner.scoring import gold_attempt, made_calls, score, wants_call
+from llm_tuner.scoring import Rules, gold_attempt, made_calls, score, wants_call
 from llm_tuner.types import (
     AllowedCall,
     AllowedCalls,
+    AnyCall,
     Attempt,
     ExactCalls,
     Expectation,
@@ -38,6 +39,7 @@ WEATHER = ToolSpec(
         "required": ["city"],
     },
 )
+RULES: tuple[Rules, ...] = ("strict", "bfcl")
 CLOCK = ToolSpec(name="clock", parameters={"type": "object", "properties": {"zone": {"type": "string"}}})
 
 
@@ -151,6 +153,28 @@ def test_an_attempt_that_failed() -> None:
     assert (verdict.reason, verdict.detail, verdict.score) == ("backend_error", "timed out", 0.0)
 
 
+def test_bfcl_takes_the_reading_at_its_word_where_no_call_is_wanted() -> None:
+    silent, in_text = task(NoCall()), tried(text_calls=(call("clock"),))
+    assert score(silent, in_text, rules="bfcl").ok
+    assert score(silent, in_text, rules="bfcl", reading="lenient").reason == "unwanted_call"
+    assert not score(silent, tried(call("clock")), rules="bfcl").ok
+    half = tried(call("clock"), ToolCall(name="clock", error="broken JSON"))
+    assert score(silent, half, rules="bfcl").ok  # the official decoder gives up, and then there is no call
+    assert not score(silent, half).ok
+
+
+def test_any_call() -> None:
+    wanted = task(AnyCall())
+    assert wants_call(wanted)
+    for rules in RULES:
+        assert score(wanted, tried(call("clock")), rules=rules).ok
+        assert score(wanted, tried(), rules=rules).reason == "no_call"
+        assert score(wanted, tried(ToolCall(name="clock", error="broken")), rules=rules).reason == "broken_call"
+        assert score(wanted, tried(text_calls=(call("clock"),)), rules=rules).reason == "call_as_text"
+    assert score(wanted, tried(call("sunset"))).reason == "unknown_tool"
+    assert score(wanted, tried(call("sunset")), rules="bfcl").ok
+
+
 def test_no_message_is_no_call() -> None:
     assert score(exact(call("clock")), Attempt(task_id="t", backend="b")).reason == "no_call"
 
@@ -178,6 +202,22 @@ def test_calls_are_paired_so_that_most_arguments_are_right() -> None:
     verdict = score(wanted, tried(call("weather", city="B", days=2), call("weather", city="A", days=9)))
     assert verdict.reason == "wrong_value"
     assert verdict.score == pytest.approx(0.5 + 0.4 * 0.75)
+
+
+def test_bfcl_pairs_by_first_fit() -> None:
+    wide = AllowedCall(name="clock", arguments={"zone": ["A", "B"]})
+    narrow = AllowedCall(name="clock", arguments={"zone": ["A"]})
+    a, b = call("clock", zone="A"), call("clock", zone="B")
+    wanted = task(AllowedCalls(calls=(wide, narrow)))
+    assert score(wanted, tried(b, a), rules="bfcl").ok
+    refused = score(wanted, tried(a, b), rules="bfcl")  # the wide one takes A, and B does not fit the narrow one
+    assert (refused.reason, refused.selection_ok) == ("wrong_value", True)
+    assert 0.5 < refused.score < 1.0
+    assert score(wanted, tried(a, b)).ok
+    assert score(task(AllowedCalls(calls=(narrow, wide))), tried(a, b), rules="bfcl").ok
+    ordered = task(AllowedCalls(calls=(narrow, wide), ordered=True))
+    assert score(ordered, tried(a, b), rules="bfcl").ok
+    assert not score(ordered, tried(b, a), rules="bfcl").ok
 
 
 def test_many_calls_are_paired_quickly() -> None:
@@ -238,12 +278,14 @@ def test_schemas_from_the_wild_do_not_crash_the_judge() -> None:
         {"type": "object", "properties": {"x": loop}, "$defs": {"A": {"$ref": "#/$defs/A"}}},
         {"type": "object", "properties": {"x": loop}, "$defs": {"A": {"anyOf": [loop]}}},
         {"type": "object", "properties": {"x": {"type": "date"}}},
+        {"type": "object", "properties": {"x": {"type": {"a": 1}}}, "required": True},
+        {"type": "object", "properties": ["x"], "required": "x"},
     ]
     for parameters in wild:
         tool = ToolSpec(name="t", parameters=parameters)
         wanted = task(ExactCalls(calls=(call("t", x=1),)), tool)
-        for rules in ("strict", "bfcl"):
-            score(wanted, tried(call("t", x=[1])), rules=rules)  # type: ignore[arg-type]
+        for rules in RULES:
+            score(wanted, tried(call("t", x=[1])), rules=rules)
         assert score(wanted, tried(call("t", x=1))).ok
         assert score(wanted, tried(call("t", x="1"))).reason == "wrong_value"
 
@@ -252,6 +294,7 @@ def test_schemas_from_the_wild_do_not_crash_the_judge() -> None:
     "expect",
     [
         NoCall(reply="Nothing to call."),
+        AnyCall(),
         ExactCalls(calls=(call("weather", city="K", tags=["a"]), call("clock"))),
         ExactCalls(calls=(call("clock", zone="B"), call("clock", zone="A")), ordered=True),
         ExactCalls(calls=(call("weather", city=""),)),
@@ -270,3 +313,17 @@ def test_gold_answers_score_one(expect: Expectation) -> None:
 def test_gold_keeps_the_arguments_of_a_tool_that_is_not_offered() -> None:
     wanted = task(AllowedCalls(calls=(AllowedCall(name="gone", arguments={"x": [1]}),)))
     assert gold_attempt(wanted).messages[0].tool_calls[0].arguments == {"x": 1}
+
+
+def test_half_a_character_does_not_stop_the_judge() -> None:
+    for rules in RULES:
+        verdict = score(exact(call("weather", city="K")), tried(call("weather", city="\ud83d")), rules=rules)
+        assert verdict.reason == "wrong_value"
+        assert "?" in verdict.detail
+
+
+def test_a_number_beyond_every_float_is_a_wrong_type_for_bfcl() -> None:
+    tool = ToolSpec(name="t", parameters={"type": "object", "properties": {"x": {"type": "number"}}})
+    wanted = task(AllowedCalls(calls=(AllowedCall(name="t", arguments={"x": [1.0]}),)), tool)
+    assert score(wanted, tried(call("t", x=10**400)), rules="bfcl").reason == "wrong_type"
+    assert score(wanted, tried(call("t", x=1)), rules="bfcl").ok

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Measure a model on BFCL's single-turn Python tasks. Progress goes to standard error, the result to standard output.
+"""Measure a model on BFCL's single-turn tasks. Progress goes to standard error, the result to standard output.
 
 python scripts/local-llm/evaluate_bfcl.py --model qwen2.5-coder:0.5b --limit 20 --out runs/bfcl
-python scripts/local-llm/evaluate_bfcl.py --model mytuned:candidate --categories simple_python,multiple
+python scripts/local-llm/evaluate_bfcl.py --model mytuned:candidate --categories simple_python,hallucination
 python scripts/local-llm/evaluate_bfcl.py --ollama qwen2.5-coder:7b
 python scripts/local-llm/evaluate_bfcl.py --base-url http://127.0.0.1:8080/v1 --model any
 """
@@ -43,12 +43,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    out = argparse.ArgumentParser(description="Measure a model on BFCL's single-turn Python tasks.")
-    known = ", ".join((*bfcl.CATEGORIES, *bfcl.LIVE_CATEGORIES))
+    out = argparse.ArgumentParser(description="Measure a model on BFCL's single-turn tasks.")
+    known = f"{', '.join(bfcl.GROUPS['all'])}; groups: {', '.join(bfcl.GROUPS)}"
     out.add_argument("--model", default="", help="catalogue name, NAME:ALIAS, path of a .gguf, or scheme:reference")
     out.add_argument("--ollama", default="", metavar="NAME", help="a model of the Ollama server (OLLAMA_HOST)")
     out.add_argument("--base-url", default="", metavar="URL", help="an OpenAI-style server; --model names its model")
-    out.add_argument("--categories", default=",".join(bfcl.CATEGORIES), help=f"with commas; known: {known}")
+    out.add_argument("--categories", default="non_live", help=f"with commas (default non_live); known: {known}")
     out.add_argument("--limit", type=int, metavar="N", help="so many tasks of each category, drawn at random")
     out.add_argument("--seed", type=int, default=0, help="which tasks --limit draws (default 0)")
     out.add_argument("--context", type=int, default=8192, metavar="TOKENS", help="window of the model (default 8192)")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
@@ -101,10 +102,15 @@ class ExactCalls(Value):
 
 
 class AllowedCall(Value):
-    """One call whose every argument has a list of allowed values; `""` among them: it may be left out (BFCL)."""
+    """One call whose every argument has a list of allowed values; `""` among them: it may be left out (BFCL).
+
+    `source_types` is for arguments that are passed as source text of another language (BFCL's Java and JavaScript):
+    the language, the type, and the type of its items, as in `("java", "ArrayList", "String")`.
+    """
 
     name: str
     arguments: dict[str, list[Json]] = Field(default_factory=dict)
+    source_types: dict[str, tuple[str, ...]] = Field(default_factory=dict, exclude_if=operator.not_)
 
 
 class AllowedCalls(Value):
@@ -115,6 +121,12 @@ class AllowedCalls(Value):
     ordered: bool = False
 
 
+class AnyCall(Value):
+    """At least one call, whatever it is: a right answer does not do without a tool (BFCL's relevance)."""
+
+    kind: Literal["any"] = "any"
+
+
 class NoCall(Value):
     """No tool fits or a value is missing: a right answer calls nothing. `reply` is a reference text for training."""
 
@@ -122,7 +134,7 @@ class NoCall(Value):
     reply: str = ""
 
 
-Expectation = Annotated[ExactCalls | AllowedCalls | NoCall, Field(discriminator="kind")]
+Expectation = Annotated[ExactCalls | AllowedCalls | AnyCall | NoCall, Field(discriminator="kind")]
 
 Side = Literal["train", "held-out"]
 HELD_OUT_SHARE = 0.2

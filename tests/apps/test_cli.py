@@ -12,7 +12,7 @@ import pytest
 COMMANDS = [
     "demo", "tune", "train", "rollback", "status", "doctor",
     "models list", "models pull", "models rm", "models versions", "models promote", "models rollback",
-    "tools list", "tools call", "data collect", "data show", "eval suite", "eval bfcl",
+    "tools list", "tools call", "data collect", "data show", "eval suite", "eval score", "eval bfcl",
     "eval compare", "eval latency", "eval general",
 ]  # fmt: skip
 
@@ -86,6 +86,9 @@ BAD = [
     ("nothing to compare", ["eval", "compare", "none", "last"], 30, 'evaluate run "none" (runs found: none)'),
     ("latency of no requests at a time", ["eval", "latency", "--concurrency", "1,x"], 4, 'found "1,x"'),
     ("no collect run", ["train"], 30, 'No collect run "last" (found: none)'),
+    ("no such file of answers", ["eval", "score", "none.jsonl"], 30, "none.jsonl"),
+    ("no such category", ["eval", "score", os.devnull, "--categories", "simple"], 4, "simple_python"),
+    ("a category that is not run", ["eval", "bfcl", "--categories", "memory_kv"], 4, "not run"),
     ("no such configuration", ["tune", "--config", "none.toml"], 4, "none.toml"),
     ("unknown runtime", ["tune", "--runtime", "vllm"], 4, "embedded or ollama"),
     ("arguments that are no JSON", ["tools", "call", "x", "{"], 4, "not JSON"),

@@ -10,51 +10,136 @@ Then
 
     python tests/evaluation/bfcl_agreement.py VENV/bin/python          writes bfcl_agreement.json (our own small cases)
     python tests/evaluation/bfcl_agreement.py VENV/bin/python --all    compares on the whole data set, prints counts
+    python tests/evaluation/bfcl_agreement.py VENV/bin/python --all --outputs FILE    and what models wrote
+
+A question is an entry of the data set with what a model made of it, as the official function-calling handlers record
+it: `[{"name": "<JSON text of the arguments>"}, ...]`. The official side decodes and judges it as its runner does.
+FILE holds rows as `llm-tuner eval score` takes them, and may be a folder of such files.
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
 import json
+import random
 import subprocess
 import sys
-from collections import Counter
-from collections.abc import Iterator
+import time
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from llm_tuner.evaluation import bfcl
-from llm_tuner.scoring import gold_attempt, score
-from llm_tuner.types import AllowedCalls, Attempt, Message, ToolCall
+from llm_tuner.evaluation import bfcl, score_file
+from llm_tuner.scoring import gold_attempt, made_calls, score
+from llm_tuner.types import AllowedCalls, Attempt, Message, Task
 
 FIXTURE = Path(__file__).with_suffix(".json")
+BATCH = 20_000
+"""Questions that are asked at once."""
 
-# The checker imports every vendor's SDK through one table of models; it reads one flag of it.
+# The package imports every vendor's SDK and more; what the checks do not use is stood in for.
 OFFICIAL = """
-import json, sys, types
-stub = types.ModuleType("bfcl_eval.constants.model_config")
+import importlib.abc, importlib.machinery, json, sys, time, types
+from unittest.mock import MagicMock
+
 class Flags: underscore_to_dot = True
 class Models(dict):
     def __missing__(self, name): return Flags
+stub = types.ModuleType("bfcl_eval.constants.model_config")
 stub.MODEL_CONFIG_MAPPING = Models()
 sys.modules["bfcl_eval.constants.model_config"] = stub
-from bfcl_eval.constants.enums import Language
+
+class Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    def find_spec(self, name, path, target=None):
+        return None if name.startswith("bfcl_eval") else importlib.machinery.ModuleSpec(name, self, is_package=True)
+    def create_module(self, spec):
+        module = MagicMock(name=spec.name)
+        module.__path__, module.__spec__ = [], spec
+        return module
+    def exec_module(self, module): pass
+sys.meta_path.append(Absent())
+
+from bfcl_eval.constants.enums import Language, ReturnFormat
 from bfcl_eval.eval_checker.ast_eval.ast_checker import ast_checker
+from bfcl_eval.model_handler.api_inference.openai_completion import OpenAICompletionsHandler
+from bfcl_eval.utils import is_empty_output, is_function_calling_format_output, is_java, is_js
+
+handler = object.__new__(OpenAICompletionsHandler)
+handler.is_fc_model = True
+
+def decoded(q):
+    try:
+        return handler.decode_ast(q["result"], ReturnFormat.PYTHON, False)
+    except Exception:
+        return None
+
+def relevance(category, made):
+    called = made is not None and not is_empty_output(made)
+    return called != ("irrelevance" in category)
+
+def language(category):
+    return Language.JAVA if is_java(category) else Language.JAVASCRIPT if is_js(category) else Language.PYTHON
+
+verdicts, asked, functions = [], [], []
 for line in sys.stdin:
     q = json.loads(line)
+    if "result" not in q:
+        functions = q["functions"]
+        continue
+    made = decoded(q)
+    if "relevance" in q["category"]:
+        verdicts.append(relevance(q["category"], made))
+    elif made is None or not is_function_calling_format_output(made):
+        verdicts.append(False)
+    else:
+        asked.append((len(verdicts), functions, made, q["answer"], language(q["category"]), q["category"]))
+        verdicts.append(None)
+
+out, sys.stdout = sys.stdout, sys.stderr  # the checker prints
+start = time.process_time()
+for at, *question in asked:
     try:
-        got = ast_checker(q["functions"], q["made"], q["answer"], Language.PYTHON, q["category"], "m")["valid"]
+        verdicts[at] = ast_checker(*question, "m")["valid"]
     except Exception as error:
-        got = f"{type(error).__name__}: {error}"
-    print(json.dumps(got))
+        verdicts[at] = f"{type(error).__name__}: {error}"
+seconds = time.process_time() - start
+print(json.dumps({"verdicts": verdicts, "seconds": seconds, "judged": len(asked)}), file=out)
 """
 
-Question = dict[str, Any]
+
+class Question(NamedTuple):
+    """An entry and an output. `made` is a list of `{name: arguments}`; arguments that are text stand for themselves."""
+
+    functions: list[Any]
+    answer: list[Any]
+    category: str
+    made: list[dict[str, Any]]
+
+    @property
+    def result(self) -> list[dict[str, str]]:
+        """The output as the official handlers record it."""
+        return [{name: a if isinstance(a, str) else json.dumps(a) for name, a in call.items()} for call in self.made]
+
+
+# -------------------------------------------------------------------------------------------------- our own small cases
 
 
 def function(name: str, required: list[str], /, **properties: Any) -> dict[str, Any]:
     parameters = {"type": "dict", "properties": properties, "required": required}
     return {"name": name, "description": "Made up for this test.", "parameters": parameters}
+
+
+def typed(**kinds: str) -> dict[str, Any]:
+    """Properties from `name="ArrayList of String"`."""
+    out: dict[str, Any] = {}
+    for name, kind in kinds.items():
+        outer, _, inner = kind.partition(" of ")
+        out[name] = {"type": outer, "description": f"The {name}."} | ({"items": {"type": inner}} if inner else {})
+    return out
 
 
 BOAT = function(
@@ -73,6 +158,42 @@ BOAT = function(
     remark={"type": "any"},
 )
 LIGHT = function("lighthouse", [], height={"type": "integer"}, colour={"type": "string"})
+JAVA = function(
+    "Harbour.book",
+    ["name"],
+    **typed(
+        name="String",
+        berth="integer",
+        tonnage="long",
+        length="float",
+        draught="double",
+        lit="boolean",
+        mark="char",
+        level="byte",
+        crew="ArrayList of String",
+        tides="ArrayList of double",
+        buoys="Array of integer",
+        signs="Array of String",
+        cargo="HashMap",
+        remark="any",
+    ),
+)
+SCRIPT = function(
+    "harbour.book",
+    ["name"],
+    **typed(
+        name="String",
+        berth="integer",
+        length="float",
+        tonnage="Bigint",
+        lit="Boolean",
+        crew="array of String",
+        tides="array of float",
+        grid="array of array",
+        cargo="dict",
+        remark="any",
+    ),
+)
 
 SIMPLE = [
     {"name": ["Sea Gull", "the gull"], "berth": [3, ""], "length": [7.5]},
@@ -97,18 +218,42 @@ SIMPLE = [
     {"name": [""]},
     {},
 ]
+IN_JAVA = [
+    {"name": ["Sea Gull"], "berth": [3], "tonnage": [40, ""], "length": [7.5, ""], "draught": [1.25], "lit": [True]},
+    {"name": ["x"], "mark": ["'b'"], "level": [-7], "crew": [["Ann", "Bo"]], "tides": [[1.5, 2.0]]},
+    {"name": ["x"], "buoys": [[1, 2, 3]], "signs": [['"N"', '"S"'], ["N", "S"]], "remark": ["new Object()", ""]},
+    {"name": ["x"], "cargo": [{"what": ["fish"], "kg": [2]}], "crew": [[], ""]},
+    {"name": ["boat.name"], "berth": ["berthNumber"], "crew": ["crewList"], "cargo": ["cargoMap"]},
+]
+IN_SCRIPT = [
+    {"name": ["Sea Gull"], "berth": [3], "length": [7.5], "tonnage": [40, ""], "lit": [False]},
+    {"name": ["x"], "crew": [["Ann", "Bo"]], "tides": [[1.5, 2.0]], "grid": [[[1, 2], [3]]]},
+    {"name": ["x"], "cargo": [{"what": ["fish"], "kg": [2], "for": [["Ann", "Bo"]], "iced": [True, ""]}]},
+    {"name": ["boatName"], "crew": ["crewList"], "cargo": ["cargoObject"], "remark": ["() => 1", ""]},
+]
 
 
 def questions() -> Iterator[Question]:
     """Our own small cases, with their systematic mutations."""
     for answer in SIMPLE:
         yield from mutations([BOAT], [{"harbour.book": answer}], "simple_python")
+    for answer in IN_JAVA:
+        yield from mutations([JAVA], [{"Harbour.book": answer}], "simple_java")
+    for answer in IN_SCRIPT:
+        yield from mutations([SCRIPT], [{"harbour.book": answer}], "simple_javascript")
     light = {"lighthouse": {"height": [30], "colour": ["red", ""]}}
     other = {"lighthouse": {"height": [12, 13], "colour": ["green"]}}
     boat = {"harbour.book": {"name": ["Sea Gull"], "length": [7.5, ""]}}
     yield from mutations([LIGHT, BOAT], [boat], "multiple")
     yield from mutations([LIGHT], [light, other], "parallel")
     yield from mutations([LIGHT, BOAT], [boat, light, other], "parallel_multiple")
+    # First fit: what the first wanted call takes may be what the second one needs.
+    wide = {"lighthouse": {"height": [1, 2], "colour": ["red", ""]}}
+    narrow = {"lighthouse": {"height": [1], "colour": ["red", ""]}}
+    for pair in ([wide, narrow], [narrow, wide], [wide, narrow, wide]):
+        yield from mutations([LIGHT], pair, "live_parallel")
+    for category in ("irrelevance", "live_irrelevance", "live_relevance"):
+        yield from relevance([LIGHT, BOAT], category)
 
 
 # ------------------------------------------------------------------------------------------------------------ mutations
@@ -116,11 +261,10 @@ def questions() -> Iterator[Question]:
 
 def mutations(functions: list[Any], answer: list[Any], category: str) -> Iterator[Question]:
     """The gold answer, and what comes of changing one thing about it."""
-    row = {"id": f"{category}_0", "question": [[{"role": "user", "content": "?"}]], "function": functions}
-    task = bfcl.task(row, answer, category)
+    task = task_of(functions, answer, category)
     gold = [(c.name, c.arguments) for c in gold_attempt(task).messages[0].tool_calls]
     tools = {tool.name: tool for tool in task.tools}
-    for made in [gold, *_calls_changed(gold, functions)]:
+    for made in [gold, *_calls_changed(gold, functions), *_text_changed(gold)]:
         yield _question(functions, answer, category, made)
     assert isinstance(task.expect, AllowedCalls)
     for i, ((name, arguments), wanted) in enumerate(zip(gold, task.expect.calls, strict=True)):
@@ -128,11 +272,33 @@ def mutations(functions: list[Any], answer: list[Any], category: str) -> Iterato
         for changed in _arguments_changed(arguments, wanted.arguments, properties):
             made = [*gold[:i], (name, changed), *gold[i + 1 :]]
             yield _question(functions, answer, category, made)
+        for key, types in wanted.source_types.items():
+            for text in _source_texts(arguments.get(key, "x"), types):
+                yield _question(
+                    functions, answer, category, [*gold[:i], (name, {**arguments, key: text}), *gold[i + 1 :]]
+                )
+
+
+def relevance(functions: list[Any], category: str) -> Iterator[Question]:
+    """Calls where none is wanted, or any."""
+    names = [f["name"].replace(".", "_") for f in functions[:3]] or ["made_up"]
+    calls: list[Any] = [(name, arguments) for name in [*names, "no such tool", ""] for arguments in ({}, {"x": 1})]
+    yield _question(functions, [], category, [])
+    for call in calls:
+        yield _question(functions, [], category, [call])
+    yield _question(functions, [], category, calls)
+    for text in ("", "{", "[]", "1", "null", '"x"', '{"x": NaN}', '{"x": 1} ', "{'x': 1}", '{"x": 1}{', '[{"x": 1}]'):
+        yield _question(functions, [], category, [(names[0], text)])
+        yield _question(functions, [], category, [(names[0], {}), (names[0], text)])
+
+
+def task_of(functions: list[Any], answer: list[Any], category: str) -> Task:
+    row = {"id": f"{category}_0", "question": [[{"role": "user", "content": "?"}]], "function": functions}
+    return bfcl.task(row, answer, category)
 
 
 def _question(functions: list[Any], answer: list[Any], category: str, made: list[Any]) -> Question:
-    output = [{name: copy.deepcopy(arguments)} for name, arguments in made]
-    return {"functions": functions, "answer": answer, "category": category, "made": output}
+    return Question(functions, answer, category, [{name: copy.deepcopy(arguments)} for name, arguments in made])
 
 
 def _calls_changed(gold: list[Any], functions: list[Any]) -> Iterator[list[Any]]:
@@ -144,8 +310,29 @@ def _calls_changed(gold: list[Any], functions: list[Any]) -> Iterator[list[Any]]
     yield [*gold, gold[0]]
     yield [gold[0]] * len(gold)
     name, arguments = gold[0]
-    for wrong in (name + "x", name.upper(), name.replace("_", "."), *(f["name"].replace(".", "_") for f in functions)):
+    others = [f["name"].replace(".", "_") for f in functions]
+    for wrong in (name + "x", name.upper(), name.replace("_", "."), "", *others):
         yield [(wrong, arguments), *gold[1:]]
+    yield [("no such tool", {}), *gold]
+    for i in range(1, len(gold)):
+        yield [gold[i], *gold[1:i], gold[0], *gold[i + 1 :]]
+        yield [*gold[:i], gold[0], *gold[i + 1 :]]
+
+
+def _text_changed(gold: list[Any]) -> Iterator[list[Any]]:
+    name, arguments = gold[0]
+    text = json.dumps(arguments)
+    for wrong in (
+        "",
+        text[:-1],
+        text + " ",
+        f"[{text}]",
+        json.dumps(text),
+        text.replace('"', "'"),
+        text + text,
+        "null",
+    ):
+        yield [(name, wrong), *gold[1:]]
 
 
 def _arguments_changed(
@@ -169,24 +356,21 @@ def _arguments_changed(
 
 
 def _values_changed(value: Any) -> Iterator[Any]:
-    yield from ([value], {"value": value}, None, "", [], {}, True, 0, 1, 1.5, "x")
+    yield from ([value], [[value]], {"value": value}, None, "", [], {}, True, 0, 1, 1.5, "x")
     yield json.dumps(value) if isinstance(value, list | dict) else str(value)
     if isinstance(value, bool):
         yield from (not value, int(value), str(value).lower())
     elif isinstance(value, int | float):
-        yield from (value + 1, -value, float(value), int(value), value + 0.5)
+        yield from (value + 1, -value, float(value), int(value), value + 0.5, value * 10**20, value / 3)
+        yield from (f"{value:e}", f"{value:,}", f" {value}", float("inf"), float("nan"), -0.0)
     elif isinstance(value, str):
         yield from (value.upper(), f" {value}. ", value.replace(" ", "-"), value + "x", value[::-1], value[:-1])
-        yield from (value.replace("'", '"'), value.replace(",", ";"))
+        yield from (value.replace("'", '"'), value.replace(",", ";"), value.swapcase(), value + "\n", f'"{value}"')
+        yield from (unicodedata.normalize(form, value + "é") for form in ("NFC", "NFD", "NFKC"))
+        yield from (value.replace(" ", "\u00a0"), value.replace("-", "\u2013"), value + "\U0001f30a", "İ" + value)
+        yield "".join(chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in value)
     elif isinstance(value, list):
-        yield from (
-            value[::-1],
-            value[1:],
-            [*value, *value[:1]],
-            [*value, "x"],
-            [*value, None],
-            tuple_of_strings(value),
-        )
+        yield from (value[::-1], value[1:], [*value, *value[:1]], [*value, "x"], [*value, None], [*map(str, value)])
         for i, item in enumerate(value[:3]):
             for changed in _values_changed(item):
                 yield [*value[:i], changed, *value[i + 1 :]]
@@ -198,71 +382,221 @@ def _values_changed(value: Any) -> Iterator[Any]:
                 yield {**value, key: changed}
 
 
-def tuple_of_strings(value: list[Any]) -> list[str]:
-    return [str(item) for item in value]
+def _source_texts(text: Any, types: tuple[str, ...]) -> Iterator[str]:
+    """Forms of Java and JavaScript values, of this type and of others."""
+    yield from (f'"{text}"', f"'{text}'", f"{text}\n", f" {text} ", f"{text};", f"({text})", f"{text}L", f"{text}f")
+    yield from (f"{text}n", f"{text}d", f"{text}.0", f"{text}e2", f"-{text}", f"+{text}", str(text).rstrip("LfFn"))
+    yield from ("true", "True", "TRUE", "false", "null", "undefined", "0", "-1", "1.5", "1.5f", "2L", "3n", "1e5", "٣")
+    yield from ("'a'", "a", '"', "''", "1_000", "0x10", "NaN", "Infinity", "[", "]", "{", "}", "()")
+    inner = str(text).partition("{")[2].rpartition("}")[0] or str(text).partition("[")[2].rpartition("]")[0]
+    for items in (
+        inner,
+        "",
+        "1",
+        "1, 2",
+        "1,2,",
+        '"a", "b"',
+        "'a', 'b'",
+        "1L, 2",
+        "1.5, 2.0",
+        "a, b",
+        "true, 1",
+        " 1 , 2 ",
+    ):
+        yield from (f"new int[]{{{items}}}", f"new String[] {{ {items} }}", f"new Object[2]{{{items}}}", f"{{{items}}}")
+        yield from (
+            f"[{items}]",
+            f" [ {items} ] ",
+            f"[[{items}]]",
+            f"[[{items}], [{items}]]",
+            f"[\n[{items}],\n[{items}]\n]",
+        )
+        yield from (f"new Array({items})", f"new Array([{items}], [{items}])", f"new  Array(\n{items})", f"[[{items}]")
+        yield from (f"Arrays.asList({items})", f"new ArrayList<>(Arrays.asList({items}))", f"List.of({items})")
+        yield from (f"new ArrayList<String>(Arrays.asList({items}));", f"new ArrayList<List<String>>({items})")
+        added = " ".join(f"add({item.strip()});" for item in items.split(","))
+        yield from (f"new ArrayList<>() {{{{ {added} }}}}", f"new ArrayList<Integer>(){{{{\n{added}\n}}}}")
+        yield f"new ArrayList<>() {{{{}}}} {added} }}}}"
+    yield from ("new ArrayList<>()", "new ArrayList<String>()", "new ArrayList()", "new HashMap<>()", "new HashMap()")
+    for pairs in (
+        "",
+        '"what", "fish"',
+        '"what", "fish"|"kg", 2',
+        '"kg", 2L|"what", "fish"',
+        '"kg", 2.0f',
+        '"a", "}"',
+        "a, 1",
+    ):
+        puts = " ".join(f"put({pair});" for pair in pairs.split("|"))
+        yield from (f"new HashMap<>() {{{{ {puts} }}}}", f"new HashMap<String, Object>(){{{{\n{puts}\n}}}}")
+        yield from (f"new HashMap<>() {{ {puts} }}", f"new HashMap<>() {{{{ {puts} ", f"Map.of({pairs})")
+        colons = ", ".join(pair.replace(", ", ": ", 1) for pair in pairs.split("|"))
+        yield from (
+            f"{{{colons}}}",
+            f"{{ {colons}, }}",
+            f"{{\n{colons}\n}}",
+            f"{colons}",
+            f"{{{colons}",
+            f"[{{{colons}}}]",
+        )
+        yield from (f"{{'what': ['fish', 1], {colons}}}", f"{{what: fish, kg: 2, for: [Ann, Bo], {colons}}}")
 
 
 # ------------------------------------------------------------------------------------------------------------- verdicts
 
 
-def official(python: str, asked: list[Question]) -> list[bool | str]:
-    """The official verdicts; a string where the checker raised."""
-    text = "".join(json.dumps(question) + "\n" for question in asked)
-    run = subprocess.run([python, "-c", OFFICIAL], input=text, capture_output=True, text=True, check=True)
-    return [json.loads(line) for line in run.stdout.splitlines()]
+class Verdicts(NamedTuple):
+    """The verdicts on some questions (a string where the checker raised), and the CPU seconds that judging alone took
+    for those whose calls can be read (for the others the official checker is not asked)."""
+
+    verdicts: list[bool | str]
+    seconds: float
+    judged: int
 
 
-def ours(question: Question) -> bool:
-    row = {"id": "x_0", "question": [[{"role": "user", "content": "?"}]], "function": question["functions"]}
-    task = bfcl.task(row, question["answer"], question["category"])
-    calls = tuple(ToolCall(name=name, arguments=args) for made in question["made"] for name, args in made.items())
-    attempt = Attempt(task_id=task.id, backend="x", messages=(Message(role="assistant", tool_calls=calls),))
-    return score(task, attempt, rules="bfcl").ok
+def official(python: str, asked: Iterable[Question]) -> Verdicts:
+    """The official verdicts."""
+    run = subprocess.run([python, "-c", OFFICIAL], input=_lines(asked), capture_output=True, text=True)
+    if run.returncode:
+        sys.exit(run.stderr[-2000:])
+    return Verdicts(**json.loads(run.stdout))
 
 
-def whole_data_set() -> Iterator[Question]:
-    categories = [c for c in (*bfcl.CATEGORIES, *bfcl.LIVE_CATEGORIES) if "irrelevance" not in c]
-    for category, row, answer in bfcl.rows(categories):
-        yield from mutations(row["function"], answer, category)
+def _lines(asked: Iterable[Question]) -> str:
+    lines, functions = [], None
+    for question in asked:
+        if question.functions is not functions:
+            functions = question.functions
+            lines.append(json.dumps({"functions": functions}))
+        document = {"answer": question.answer, "category": question.category, "result": question.result}
+        lines.append(json.dumps(document))
+    return "\n".join(lines) + "\n"
 
 
-def main(python: str, everything: bool) -> None:
-    asked = list(whole_data_set() if everything else questions())
-    unique = list({json.dumps(question, sort_keys=True): question for question in asked}.values())
-    verdicts = official(python, unique)
-    counts: Counter[str] = Counter()
-    for question, verdict in zip(unique, verdicts, strict=True):
-        mine = ours(question)
-        outcome = "official raised" if isinstance(verdict, str) else "agree" if mine == verdict else "DISAGREE"
-        counts[outcome] += 1
-        counts[f"  official {'valid' if verdict is True else 'invalid'}"] += verdict in (True, False)
-        counts["  official raised, ours ok"] += isinstance(verdict, str) and mine
-        if outcome == "DISAGREE" and counts[outcome] <= 40:
-            print(
-                f"official {verdict}, ours {mine}: {json.dumps(question['answer'])[:300]} <- {question['made']}"[:700]
-            )
-    print(*(f"{name}: {count}" for name, count in counts.items()), f"pairs: {len(unique)}", sep="\n")
-    if not everything:
-        write(unique, verdicts)
+def ours(asked: Iterable[Question]) -> Verdicts:
+    """Our verdicts."""
+    pairs: list[tuple[Task, Attempt]] = []
+    task, key = None, None
+    for question in asked:
+        if task is None or key != (id(question.functions), id(question.answer), question.category):
+            task = task_of(question.functions, question.answer, question.category)
+            key = (id(question.functions), id(question.answer), question.category)
+        pairs.append((task, attempt_of(question)))
+    readable = [p for p in pairs if "relevance" not in p[0].category and not any(c.error for c in made_calls(p[1]))]
+    start = time.process_time()
+    for task, attempt in readable:
+        score(task, attempt, rules="bfcl")
+    seconds = time.process_time() - start
+    return Verdicts([score(*pair, rules="bfcl").ok for pair in pairs], seconds, len(readable))
 
 
-def write(asked: list[Question], verdicts: list[bool | str]) -> None:
-    """One case a line; the function documents once. All valid ones, and every twelfth of the others."""
-    catalogues: list[Any] = []
-    lines = []
-    for number, (question, verdict) in enumerate(zip(asked, verdicts, strict=True)):
-        if isinstance(verdict, str) or (verdict is False and number % 12):
+def attempt_of(question: Question) -> Attempt:
+    calls = tuple(score_file.official_call(item) for item in question.result)
+    return Attempt(task_id="x", backend="x", messages=(Message(role="assistant", tool_calls=calls),))
+
+
+def whole_data_set(category: str) -> Iterator[Question]:
+    for _, row, answer in bfcl.rows([category]):
+        if "relevance" in category:
+            yield from unique(relevance(row["function"], category))
+        else:
+            yield from unique(mutations(row["function"], answer, category))
+
+
+def outputs(path: Path) -> dict[str, list[Question]]:
+    """What models wrote, by category."""
+    entries = {row["id"]: (category, row, answer) for category, row, answer in bfcl.rows(bfcl.GROUPS["all"])}
+    out: dict[str, list[Question]] = defaultdict(list)
+    for _, text in score_file.lines_of(path):
+        written = json.loads(text)
+        if written["id"] not in entries:
             continue
-        if question["functions"] not in catalogues:
-            catalogues.append(question["functions"])
-        place = catalogues.index(question["functions"])
-        case = [place, question["category"], question["answer"], question["made"], verdict]
-        lines.append(json.dumps(case, ensure_ascii=False))
+        category, row, answer = entries[written["id"]]
+        made = written["result"] if "result" in written else [{c["name"]: c["arguments"]} for c in written["calls"]]
+        out[category].append(Question(row["function"], answer, category, made if isinstance(made, list) else []))
+    return out
+
+
+def unique(asked: Iterable[Question]) -> Iterator[Question]:
+    """Questions about one entry, or about entries that stay in memory, without repetitions."""
+    seen: set[tuple[int, int, str]] = set()
+    for question in asked:
+        key = (id(question.functions), id(question.answer), json.dumps(question.made))
+        if key not in seen:
+            seen.add(key)
+            yield question
+
+
+# ----------------------------------------------------------------------------------------------------------------- main
+
+
+def compare(python: str, everything: bool, written: Path | None) -> int:
+    """Compare, print, return the number of disagreements."""
+    real = outputs(written) if written else {}
+    total: Counter[str] = Counter()
+    spent: Counter[str] = Counter()
+    started = time.perf_counter()
+    for category in bfcl.GROUPS["all"]:
+        counts: Counter[str] = Counter({"of models": len(real.get(category, []))})
+        asked = chain(real.get(category, []), whole_data_set(category) if everything else [])
+        while batch := list(islice(asked, BATCH)):
+            theirs, mine = official(python, batch), ours(batch)
+            counts += tally(batch, theirs.verdicts, mine.verdicts)
+            assert theirs.judged == mine.judged
+            spent.update({"official": theirs.seconds, "ours": mine.seconds, "verdicts": mine.judged})
+        total += counts
+        print(f"{category}: {', '.join(f'{name} {count}' for name, count in counts.items())}", flush=True)
+    print(f"all: {', '.join(f'{name} {count}' for name, count in total.items())}")
+    for name in ("official", "ours"):
+        speed = spent["verdicts"] / max(spent[name], 1e-9)
+        print(f"{name}: {spent[name]:.2f} s for {spent['verdicts']} verdicts on arguments, {speed:,.0f} verdicts/s")
+    print(f"ratio ours/official: {spent['official'] / max(spent['ours'], 1e-9):.2f} (verdicts/s, judging alone)")
+    print(f"whole run: {time.perf_counter() - started:.0f} s")
+    return total["DISAGREE"]
+
+
+def tally(asked: list[Question], theirs: list[bool | str], mine: list[bool | str]) -> Counter[str]:
+    counts: Counter[str] = Counter(pairs=len(asked))
+    for question, verdict, own in zip(asked, theirs, mine, strict=True):
+        outcome = "official raised" if isinstance(verdict, str) else "agree" if own == verdict else "DISAGREE"
+        counts[outcome] += 1
+        counts["official valid"] += verdict is True
+        counts["official raised, ours ok"] += isinstance(verdict, str) and own is True
+        if outcome == "DISAGREE" and counts[outcome] <= 8:
+            text = f"  official {verdict}, ours {own}: {json.dumps(question.answer)[:300]} <- {question.made}"
+            print(text[:700].encode("utf-8", "replace").decode())
+    return counts
+
+
+def write(python: str) -> int:
+    """Write the fixture: one case a line, the function documents once. A sample of each category, valid ones first."""
+    asked = list(unique(questions()))
+    verdicts, mine = official(python, asked), ours(asked)
+    counts = tally(asked, verdicts.verdicts, mine.verdicts)
+    by_kind: dict[tuple[str, bool], list[list[Any]]] = defaultdict(list)
+    catalogues: list[Any] = []
+    for question, verdict in zip(asked, verdicts.verdicts, strict=True):
+        if isinstance(verdict, str):
+            continue
+        if question.functions not in catalogues:
+            catalogues.append(question.functions)
+        case = [catalogues.index(question.functions), question.category, question.answer, question.made, verdict]
+        by_kind[question.category, verdict].append(case)
+    most = {True: 90, False: 60}
+    chosen = [random.Random(0).sample(c, min(most[kind[1]], len(c))) for kind, c in by_kind.items()]
+    lines = [json.dumps(case) for cases in chosen for case in cases]
     note = f"Official verdicts of bfcl-eval {bfcl.VERSION} on our own cases, written by bfcl_agreement.py."
     head = f'{{"note": {json.dumps(note)},\n"functions": {json.dumps(catalogues)},\n"cases": [\n'
     FIXTURE.write_text(head + ",\n".join(lines) + "\n]}\n", encoding="utf-8")
-    print(f"wrote {len(lines)} cases to {FIXTURE.name}")
+    print(f"{dict(counts)}\nwrote {len(lines)} cases to {FIXTURE.name}")
+    return counts["DISAGREE"]
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], "--all" in sys.argv[2:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("python", help="the Python of the virtual environment that has bfcl-eval")
+    parser.add_argument("--all", action="store_true", help="mutations of the whole data set")
+    parser.add_argument("--outputs", type=Path, help="rows of what models wrote, a file or a folder")
+    chosen = parser.parse_args()
+    compared = chosen.all or chosen.outputs
+    sys.exit(min(1, compare(chosen.python, chosen.all, chosen.outputs) if compared else write(chosen.python)))

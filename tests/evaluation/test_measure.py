@@ -110,6 +110,8 @@ def test_rates_groups_and_events() -> None:
         "selection_lenient": (4, 6),
         "parameters_lenient": (3, 6),
         "no_call": (1, 2),
+        "no_call_lenient": (1, 2),
+        "ok_lenient": (4, 8),
         "valid_json": (5, 6),
         "schema_valid": (5, 6),
     }

@@ -29,6 +29,11 @@ def out(document: Mapping[str, Any] | list[Any], json: bool, text: Callable[[], 
     print(json_text.dumps(document, ensure_ascii=False, indent=2, default=str) if json else text())
 
 
+def ndjson(document: Mapping[str, Any]) -> str:
+    """One line of a stream of JSON documents, in ASCII: nothing in it can break the line or the stream's encoding."""
+    return json_text.dumps(document, default=str)
+
+
 def note(text: str) -> None:
     """A line for people, on stderr."""
     print(text, file=sys.stderr, flush=True)

@@ -1,13 +1,15 @@
-"""The Berkeley Function Calling Leaderboard's single-turn Python tasks as suites.
+"""The Berkeley Function Calling Leaderboard's single-turn tasks, all 13 categories, as suites.
 
-Not the official harness: no multi-turn, no web search, no memory, no Java, no JavaScript. The data set (Patil et al.,
-ICML 2025, Apache-2.0) is read out of the wheel `bfcl-eval`, which is data here: it is never installed or imported
-(it pins about 150 packages). The rule it protects: what is measured is exactly one published version (the bytes are
-pinned), and it is never trained on (`source` is "bfcl", the side is held-out).
+Not the official harness, and no multi-turn, web search or memory (`NOT_RUN` says why). The data set (Patil et al., ICML
+2025, Apache-2.0) is read out of the wheel `bfcl-eval`, which is data here: it is never installed or imported (it pins
+about 150 packages). The rule it protects: what is measured is exactly one published version (the bytes are pinned), and
+it is never trained on (`source` is "bfcl", the side is held-out).
 
 Tools are offered as the official handlers for OpenAI-style servers offer them: types as JSON Schema, dots in names as
-underscores. Judge with `rules="bfcl"` (scoring.py) to compare with published numbers; and mind that those of open
-models were mostly taken with a raw prompt, whereas this measures the model as it is served.
+underscores; Java and JavaScript parameters as strings whose description tells the type. Judge with `rules="bfcl"`
+(scoring) to compare with published numbers; and mind that those of open models were mostly taken with a raw prompt,
+whereas this measures the model as it is served. One difference is meant: the official harness adds "Note that the
+provided function is in Python 3 syntax." to every Python function and " This is a float type value." to its floats.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from llm_tuner.models.sources import pypi
 from llm_tuner.types import (
     AllowedCall,
     AllowedCalls,
+    AnyCall,
     ChecksumMismatch,
     Event,
     Expectation,
@@ -36,8 +39,44 @@ from llm_tuner.types import (
 )
 
 VERSION = "2026.3.23"
-CATEGORIES = ("simple_python", "multiple", "parallel", "parallel_multiple", "irrelevance")
-LIVE_CATEGORIES = ("live_simple", "live_multiple", "live_parallel", "live_parallel_multiple", "live_irrelevance")
+CATEGORIES = (
+    "simple_python",
+    "simple_java",
+    "simple_javascript",
+    "multiple",
+    "parallel",
+    "parallel_multiple",
+    "irrelevance",
+)
+"""The non-live ones: written by the benchmark's authors."""
+
+LIVE_CATEGORIES = (
+    "live_simple",
+    "live_multiple",
+    "live_parallel",
+    "live_parallel_multiple",
+    "live_irrelevance",
+    "live_relevance",
+)
+"""Those that users contributed."""
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "all": (*CATEGORIES, *LIVE_CATEGORIES),
+    "single_turn": (*CATEGORIES, *LIVE_CATEGORIES),
+    "non_live": CATEGORIES,
+    "live": LIVE_CATEGORIES,
+    "python": tuple(c for c in (*CATEGORIES, *LIVE_CATEGORIES) if "java" not in c),
+    "non_python": ("simple_java", "simple_javascript"),
+    "hallucination": ("irrelevance", "live_irrelevance", "live_relevance"),
+}
+"""Names that stand for several categories; the benchmark's own words, but for `hallucination` (its site's word)."""
+
+NOT_RUN: dict[str, str] = {
+    "web_search": "it asks a paid search service, and what the web answers changes from day to day",
+    "memory": "it plays long conversations over memory stores that need models of their own",
+    "format_sensitivity": "it varies prompts in text, and counts for nothing in the overall score",
+}
+"""What is never run here, and why."""
 
 _MEMBERS = f"bfcl-eval=={VERSION}#bfcl_eval/data/*BFCL_v4_*.json"
 _SHA256 = "b7733e838d5be8fd33aad0666743b83c0cd4f1bdbf8376e89147cb05defad95f"
@@ -46,6 +85,13 @@ _SHA256 = "b7733e838d5be8fd33aad0666743b83c0cd4f1bdbf8376e89147cb05defad95f"
 # bfcl_eval/constants/type_mappings.py, GORILLA_TO_OPENAPI: "any" is offered as a string there, too.
 _JSON_TYPES = {"dict": "object", "float": "number", "tuple": "array", "any": "string"}
 
+_SOURCE = {"simple_java": "java", "simple_javascript": "javascript"}
+_HINT = {
+    "java": " Note that the provided function is in Java 8 SDK syntax.",
+    "javascript": " Note that the provided function is in JavaScript syntax.",
+}
+_LANGUAGE = {"java": "Java", "javascript": "JavaScript"}
+_LISTS = ("Array", "ArrayList", "array")
 
 Row = Mapping[str, Any]
 Answer = Mapping[str, Mapping[str, list[Json]]]
@@ -72,19 +118,38 @@ def fetch(cache: Path | None = None) -> Generator[Event, None, Path]:
     return path
 
 
+def named(categories: str | Sequence[str]) -> tuple[str, ...]:
+    """The categories that these names stand for: categories and groups, in one text with commas or one by one.
+
+    Each comes once, in the order in which it was named. Raises SetupError for a name that is neither, and says why for
+    what is never run.
+    """
+    words = categories.split(",") if isinstance(categories, str) else categories
+    out: dict[str, None] = {}
+    for word in filter(None, map(str.strip, words)):
+        reason = next((why for name, why in NOT_RUN.items() if word.startswith(name)), "")
+        if reason:
+            raise SetupError(f'BFCL\'s "{word}" is not run: {reason}. Name other categories.')
+        if word not in GROUPS and word not in GROUPS["all"]:
+            known = ", ".join(GROUPS["all"])
+            raise SetupError(
+                f'No BFCL category "{word}" (found {len(GROUPS["all"])}: {known}; groups: {", ".join(GROUPS)}).'
+            )
+        out |= dict.fromkeys(GROUPS.get(word, (word,)))
+    if not out:
+        raise SetupError(f"No BFCL category named. Name some of {', '.join(GROUPS['all'])}.")
+    return tuple(out)
+
+
 def load(
     categories: str | Sequence[str] = CATEGORIES, limit: int | None = None, seed: int = 0, *, cache: Path | None = None
 ) -> Suite:
-    """The tasks of these categories, fetched if need be; `limit` takes so many of each at random, `seed` says which.
+    """The tasks of these categories or groups, fetched if need be; `limit` takes so many of each at random, `seed` says
+    which.
 
-    `tags["id"]` is BFCL's own id. Raises SetupError for a category that is not among CATEGORIES and LIVE_CATEGORIES,
-    and what `fetch` raises.
+    `tags["id"]` is BFCL's own id. Raises what `named` and `fetch` raise.
     """
-    wanted = [categories] if isinstance(categories, str) else list(dict.fromkeys(categories))
-    known = (*CATEGORIES, *LIVE_CATEGORIES)
-    for category in wanted:
-        if category not in known:
-            raise SetupError(f'No BFCL category "{category}" (found {len(known)}: {", ".join(known)}).')
+    wanted = named(categories)
     tasks: dict[str, list[Task]] = {category: [] for category in wanted}
     for category, row, answers in rows(wanted, cache=cache):
         tasks[category].append(task(row, answers, category))
@@ -110,10 +175,11 @@ def rows(categories: Sequence[str], *, cache: Path | None = None) -> Iterator[tu
 
 def task(row: Row, answers: Sequence[Answer], category: str) -> Task:
     """One row of the data set with its possible answers as a task."""
+    source = _SOURCE.get(category, "")
     return Task(
         messages=tuple(Message(role=turn["role"], text=turn["content"]) for turn in row["question"][0]),
-        tools=tuple(tool(document) for document in row["function"]),
-        expect=_expectation(answers),
+        tools=tuple(_source_tool(document, source) if source else tool(document) for document in row["function"]),
+        expect=_expectation(row, answers, category),
         category=category,
         source="bfcl",
         licence="Apache-2.0",
@@ -129,6 +195,37 @@ def tool(document: Mapping[str, Any]) -> ToolSpec:
     return ToolSpec(name=_name(document["name"]), description=document["description"], parameters=parameters)
 
 
+def _source_tool(document: Mapping[str, Any], language: str) -> ToolSpec:
+    """A Java or JavaScript function: every parameter is a string that holds source text of its type."""
+    parameters = document["parameters"]
+    described = {name: _described(words, language) for name, words in parameters["properties"].items()}
+    schema = {key: value for key, value in parameters.items() if key != "optional"}
+    return ToolSpec(
+        name=_name(document["name"]),
+        description=document["description"] + _HINT[language],
+        parameters=schema | {"type": "object", "properties": described},
+    )
+
+
+def _described(words: Mapping[str, Any], language: str) -> dict[str, Json]:
+    kind, called = words["type"], _LANGUAGE[language]
+    text = words.get("description", "")
+    if kind == "any":
+        text += f" This parameter can be of any type of {called} object in string representation."
+    else:
+        text += f" This is {called} {kind} type parameter in string representation."
+    told = {"optional"}
+    if kind in _LISTS and "items" in words:
+        told.add("items")
+        text += f" The list elements are of type {words['items']['type']}; they are not in string representation."
+    if language == "javascript" and kind == "dict" and "properties" in words:
+        told.add("properties")
+        text += " The dictionary entries have the following schema; they are not in string representation. "
+        text += json.dumps(words["properties"])
+    kept = {key: value for key, value in words.items() if key not in told}
+    return kept | {"type": "string", "description": text}
+
+
 def json_schema(words: Mapping[str, Any]) -> dict[str, Json]:
     """BFCL's types as JSON Schema's, at every depth. Other words stay, but `optional`, which JSON Schema has not."""
     out: dict[str, Json] = {key: value for key, value in words.items() if key != "optional"}
@@ -141,15 +238,32 @@ def json_schema(words: Mapping[str, Any]) -> dict[str, Json]:
     return out
 
 
-def _expectation(answers: Sequence[Answer]) -> Expectation:
-    if not answers:
+def _expectation(row: Row, answers: Sequence[Answer], category: str) -> Expectation:
+    if category.endswith("irrelevance"):
         return NoCall()
+    if category.endswith("relevance"):
+        return AnyCall()
     calls = [
-        AllowedCall(name=_name(name), arguments=dict(arguments))
+        AllowedCall(
+            name=_name(name), arguments=dict(arguments), source_types=_source_types(row, name, arguments, category)
+        )
         for answer in answers
         for name, arguments in answer.items()
     ]
     return AllowedCalls(calls=tuple(calls))
+
+
+def _source_types(row: Row, function: str, arguments: Mapping[str, Any], category: str) -> dict[str, tuple[str, ...]]:
+    if category not in _SOURCE:
+        return {}
+    document = next((d for d in row["function"] if d["name"] == function), None)
+    properties = document["parameters"]["properties"] if document else {}
+    return {name: _source_type(properties[name], _SOURCE[category]) for name in arguments if name in properties}
+
+
+def _source_type(words: Mapping[str, Any], language: str) -> tuple[str, ...]:
+    items = words.get("items", {}).get("type") if words["type"] in _LISTS else None
+    return (language, words["type"], items) if items else (language, words["type"])
 
 
 def _name(name: str) -> str:

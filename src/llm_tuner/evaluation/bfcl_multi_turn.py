@@ -119,6 +119,17 @@ class Mark(NamedTuple):
 # ------------------------------------------------------------------------------------------------------------- entries
 
 
+def named(categories: str) -> tuple[str, ...]:
+    """The categories of a text with commas, single-turn ones and their groups (bfcl.named) before conversations; the
+    word `multi_turn` stands for all four. Raises SetupError for a name that is none."""
+    words = [word.strip() for word in categories.split(",")]
+    conversations = dict.fromkeys(
+        c for w in words for c in (CATEGORIES if w == "multi_turn" else (w,)) if c in CATEGORIES
+    )
+    others = [word for word in words if word and word not in (*CATEGORIES, "multi_turn")]
+    return (*(bfcl.named(others) if others or not conversations else ()), *conversations)
+
+
 def load(
     category: str,
     documents: Mapping[str, Sequence[Mapping[str, Any]]],

@@ -14,8 +14,8 @@ from jsonschema.exceptions import ValidationError
 from jsonschema.validators import Draft202012Validator, validator_for
 from referencing import Registry
 
-from llm_tuner.scoring import made_calls, wants_call
-from llm_tuner.types import Attempt, NoCall, Task, Tokens, ToolCall, ToolSpec, by_name
+from llm_tuner.scoring import made_calls
+from llm_tuner.types import AnyCall, Attempt, NoCall, Task, Tokens, ToolCall, ToolSpec, by_name
 
 NOTHING, SEVERAL, BROKEN, UNKNOWN, NO_ANSWER = "(nothing)", "(several)", "(broken)", "(unknown)", "(no answer)"
 """Columns of the confusion table that are no tools. What a model invents as a name is counted, not kept."""
@@ -53,7 +53,7 @@ def confusion(pairs: Iterable[tuple[Task, Attempt]]) -> dict[str, dict[str, int]
     """Wanted tool -> called tool -> tasks, over the tasks that want exactly one call; the most wanted tool first."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for task, attempt in pairs:
-        if isinstance(task.expect, NoCall) or len(task.expect.calls) != 1:
+        if isinstance(task.expect, AnyCall | NoCall) or len(task.expect.calls) != 1:
             continue
         counts[task.expect.calls[0].name][_called(task, attempt)] += 1
     order = sorted(counts, key=lambda name: (-counts[name].total(), name))
@@ -92,7 +92,7 @@ def servers_of(task: Task) -> str:
 
 def tools_of(task: Task) -> tuple[str, ...]:
     """The names of the wanted tools, each once, in their order."""
-    if isinstance(task.expect, NoCall) or not wants_call(task):
+    if isinstance(task.expect, AnyCall | NoCall):
         return ()
     return tuple(dict.fromkeys(call.name for call in task.expect.calls))
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from llm_tuner.scoring import answer, made_calls
 from llm_tuner.types import (
     AllowedCalls,
+    AnyCall,
     Attempt,
     ExactCalls,
     Json,
@@ -162,12 +163,12 @@ def histogram(values: Sequence[float], bars: int = BARS) -> tuple[Bar, ...]:
 
 
 def expected(task: Task) -> str:
-    """The expected calls, one a line; empty where none is wanted."""
+    """The expected calls, one a line; empty where none is wanted, an ellipsis where any call will do."""
     if isinstance(task.expect, ExactCalls):
         return calls_text(task.expect.calls)
     if isinstance(task.expect, AllowedCalls):
         return "\n".join(f"{call.name}({_json(call.arguments)})" for call in task.expect.calls)
-    return ""
+    return "…" if isinstance(task.expect, AnyCall) else ""
 
 
 def calls_text(calls: Iterable[ToolCall]) -> str:

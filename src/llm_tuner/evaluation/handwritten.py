@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import Any
 
-from llm_tuner.types import Json, Message, NoCall, Task, ToolResult, ToolSpec, by_name
+from llm_tuner.types import AnyCall, Json, Message, NoCall, Task, ToolResult, ToolSpec, by_name
 
 
 def long_form(line: Mapping[str, Json]) -> dict[str, Json]:
@@ -74,7 +74,7 @@ def look_through(task: Task) -> None:
     names = [spec.name for spec in task.tools]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ValueError(f'the tool "{sorted(twice)[0]}" is offered twice')
-    if isinstance(task.expect, NoCall):
+    if isinstance(task.expect, AnyCall | NoCall):
         return
     tools = by_name(task.tools)
     for call in task.expect.calls:

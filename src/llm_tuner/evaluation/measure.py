@@ -125,8 +125,8 @@ def tally(
 
     Rates: `native_rate` (calls were wanted and the runtime surfaced one), `selection`, `parameters` and both with
     `_lenient` over the tasks that want a call; `parameters_given_selection` over those with the right selection;
-    `no_call` over the tasks that want none; `ok` over all; `valid_json` (every call can be read) and `schema_valid`
-    (and every call is one that its tool's JSON Schema accepts) over the answers that hold a call.
+    `no_call` over the tasks that want none and `ok` over all, both with `_lenient`; over the answers that hold a call
+    `valid_json` (every call can be read) and `schema_valid` (and its tool's JSON Schema accepts it).
     Groups: by language, category, number of tools offered, server and name of the expected tools (a task counts for
     each tool it wants; no such group where tools are wanted less than twice on average), and every tag that has at most
     16 values and repeats one.
@@ -257,6 +257,8 @@ def _rates(marks: Sequence[Mark]) -> dict[str, Rate]:
         "selection_lenient": _share(marks, lambda m: m.lenient.selection_ok, wanted),
         "parameters_lenient": _share(marks, lambda m: m.lenient.parameters_ok, wanted),
         "no_call": _share(marks, lambda m: m.native.ok, lambda m: not m.wanted),
+        "no_call_lenient": _share(marks, lambda m: m.lenient.ok, lambda m: not m.wanted),
+        "ok_lenient": _share(marks, lambda m: m.lenient.ok, lambda m: True),
         "valid_json": _share(marks, lambda m: m.readable, lambda m: m.called),
         "schema_valid": _share(marks, lambda m: m.valid, lambda m: m.called),
     }

@@ -29,12 +29,14 @@ if TYPE_CHECKING:
 
 RATES = (
     "ok",
+    "ok_lenient",
     "native_rate",
     "selection",
     "parameters",
     "parameters_given_selection",
     "selection_lenient",
     "parameters_lenient",
+    "no_call_lenient",
     "no_call",
     "valid_json",
     "schema_valid",

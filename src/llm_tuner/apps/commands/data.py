@@ -73,5 +73,7 @@ def show(
 
 
 def _expected(task: Task) -> str:
+    if task.expect.kind == "any":
+        return "any call"
     calls = getattr(task.expect, "calls", ())
     return ", ".join(f"{call.name}({', '.join(call.arguments)})" for call in calls) or "no call"

@@ -1,4 +1,4 @@
-"""`llm-tuner eval`: a suite, or BFCL, asked of a model as it is served."""
+"""`llm-tuner eval`: a suite, or BFCL, asked of a model as it is served; calls that were made elsewhere, judged."""
 
 from __future__ import annotations
 
@@ -7,15 +7,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llm_tuner.apps.console import Json, drive, out, table
+from llm_tuner.apps.console import Json, drive, ndjson, note, out, table
 
 if TYPE_CHECKING:
+    from llm_tuner.evaluation.leaderboard import Leaderboard
+    from llm_tuner.evaluation.score_file import Totals
     from llm_tuner.evaluation.target import Target
     from llm_tuner.types import Report
 
-app = typer.Typer(help="Measure a model as served: on a suite file, or on BFCL.", no_args_is_help=True)
+app = typer.Typer(
+    help="Measure a model as served: on a suite file, or on BFCL; or judge recorded calls.", no_args_is_help=True
+)
 
 DEFAULT_MODEL = "qwen2.5-coder:0.5b"
+MOST_NOTES = 20
+"""So many rows that cannot be judged are named one by one."""
+
+CATEGORIES_HELP = "BFCL categories or groups, with commas: all, non_live, live, python, non_python, hallucination."
 
 Model = Annotated[
     str,
@@ -58,31 +66,88 @@ def suite(
 
 
 @app.command()
+def score(
+    file: Annotated[Path, typer.Argument(help="JSONL rows, a result file of the official harness, or a folder.")],
+    categories: Annotated[str, typer.Option(help=CATEGORIES_HELP)] = "all",
+    json: Annotated[bool, typer.Option("--json", help="NDJSON: a verdict a row, the totals last.")] = False,
+) -> None:
+    """Judge calls that a model made elsewhere on BFCL's single-turn tasks, by its own rules. No model is asked.
+
+    A row is {"id", "category", "calls": [{"name", "arguments"}]}, one JSON object a line, or a row of the official
+    result/ files as function-calling handlers write them. With --json: {"id", "ok", "reason", "detail"} for every row,
+    in the order of the file, then {"totals"}. Rows that cannot be judged (malformed_line, unknown_category, unknown_id,
+    duplicate_id) have a verdict, too, are in no rate, and make the exit code 30.
+
+    Example: llm-tuner eval score answers.jsonl --categories non_live --json
+    """
+    from llm_tuner.evaluation import bfcl as benchmark
+    from llm_tuner.evaluation.score_file import score_file
+    from llm_tuner.types import DataError, EmptyData
+
+    verdicts = score_file(file, categories)
+    drive(benchmark.fetch())
+    unread = 0
+    while True:
+        try:
+            verdict = next(verdicts)
+        except StopIteration as end:
+            totals: Totals = end.value
+            break
+        if json:
+            print(ndjson(verdict.document()))
+        elif not verdict.category:
+            unread += 1
+            if unread <= MOST_NOTES:
+                note(f"{verdict.reason}: {verdict.detail}")
+    print(ndjson(totals.document()) if json else _totals(totals))
+    if not totals.rows:
+        note(f"{file} holds no row.")
+        raise typer.Exit(EmptyData.exit_code)
+    if totals.bad:
+        why = ", ".join(f"{n} {reason}" for reason, n in totals.bad.items())
+        note(f"{sum(totals.bad.values())} of {totals.rows} rows could not be judged: {why}.")
+        raise typer.Exit(DataError.exit_code)
+
+
+def _totals(totals: Totals) -> str:
+    scores = totals.scores
+    rows = [
+        [name, *_interval(rate.value, rate.low, rate.high), f"{rate.k}/{rate.n}", f"of {totals.sizes[name]}"]
+        for name, rate in scores.categories.items()
+    ]
+    rows += _groups(scores)
+    text = table(rows, ["score", "value", "95 % interval", "right", "entries"])
+    left_out = f", {totals.left_out} of other categories" if totals.left_out else ""
+    return f"{text}\n{totals.judged} of {totals.rows} rows judged, {totals.right} right{left_out}.\n{_overall(scores)}"
+
+
+@app.command()
 def bfcl(
     model: Model = "",
     ollama: Ollama = "",
     base_url: BaseUrl = "",
-    categories: Annotated[
-        str, typer.Option(help="Comma-separated BFCL categories.")
-    ] = "simple_python,multiple,parallel,parallel_multiple,irrelevance",
+    categories: Annotated[str, typer.Option(help=CATEGORIES_HELP)] = "non_live",
     limit: Annotated[int | None, typer.Option(min=1, help="Tasks of each category, a seeded sample.")] = None,
     lenient: Annotated[bool, typer.Option(help="Multi-turn: calls written as text are carried out, too.")] = False,
     out_folder: Out = None,
     json: Json = False,
 ) -> None:
-    """The Berkeley Function Calling Leaderboard (v4 data, Python categories), by its own rules.
+    """The Berkeley Function Calling Leaderboard (v4 data, its 13 single-turn categories), by its own rules.
 
-    multi_turn_base, multi_turn_miss_func, multi_turn_miss_param and multi_turn_long_context run whole conversations on
-    the benchmark's own environment, in a process of its own.
+    The scores of its groups follow the categories, in two columns: calls as the runtime surfaced them (native), and
+    with calls written as text counted (lenient). web_search and memory are not run; what they weigh is said.
+    multi_turn (multi_turn_base, _miss_func, _miss_param, _long_context) runs whole conversations on the benchmark's own
+    environment, in a process of its own.
 
-    Example: llm-tuner eval bfcl --model demo:stable --categories simple_python,irrelevance --limit 50
+    Example: llm-tuner eval bfcl --model demo:stable --categories simple_python,hallucination --limit 50
     """
     from llm_tuner.evaluation import bfcl as benchmark
     from llm_tuner.evaluation import bfcl_multi_turn as conversations
+    from llm_tuner.evaluation.leaderboard import of_reports
     from llm_tuner.evaluation.target import evaluate
 
     reports = []
-    for category in filter(None, map(str.strip, categories.split(","))):
+    for category in conversations.named(categories):
         if category in conversations.CATEGORIES:
             steps = conversations.evaluate(
                 _target(model, ollama, base_url),
@@ -98,7 +163,38 @@ def bfcl(
         folder = out_folder / category if out_folder else None
         target = _target(model, ollama, base_url)
         reports.append(drive(evaluate(target, tasks, rules="bfcl", out=folder)))
+    native, lenient = of_reports(reports), of_reports(reports, "lenient")
+    if json:
+        documents = [report.model_dump(mode="json", exclude={"verdicts"}) for report in reports]
+        scores = {"native": native.model_dump(mode="json"), "lenient": lenient.model_dump(mode="json")}
+        out({"reports": documents, "scores": scores}, json, str)
+        return
     _show(reports, json)
+    for reading, scores_of in (("native", native), ("lenient", lenient)):
+        print(f"\n{table(_groups(scores_of), [reading, 'value', '95 % interval', '', ''])}\n{_overall(scores_of)}")
+
+
+def _groups(scores: Leaderboard) -> list[list[str]]:
+    return [
+        [f"= {name}", *_interval(score.value, score.low, score.high), "", f"weighs {score.weight:.0%}"]
+        for name, score in scores.groups.items()
+        if score.value is not None
+    ]
+
+
+def _overall(scores: Leaderboard) -> str:
+    measured = ""
+    if scores.measured.value is not None:
+        measured = f"Over the {scores.measured_weight:.0%} of the weights that were measured: "
+        measured += " ".join(_interval(scores.measured.value, scores.measured.low, scores.measured.high)) + ". "
+    lines = [f"{measured}As the leaderboard counts, the rest as 0: {scores.overall.official * 100:.2f} %."]
+    return "\n".join([*lines, *(f"  {name}: {why}" for name, why in scores.not_measured.items())])
+
+
+def _interval(value: float | None, low: float | None, high: float | None) -> list[str]:
+    if value is None or low is None or high is None:
+        return ["–", ""]
+    return [f"{value * 100:.2f} %", f"{low * 100:.1f}-{high * 100:.1f}"]
 
 
 def _show(reports: list[Report], json: bool) -> None:
