@@ -83,8 +83,8 @@ class Tune(Value):
     hub: str = "demo"
     execute: bool = True
     seed_folder: Path | None = None
-    train: Mix = Mix(tasks=448, catalogues=28, sizes=(3, 7), catalogue_chars=2800, no_call=0.15)
-    held_out: Mix = Mix(tasks=96, catalogues=4, sizes=(4, 8), catalogue_chars=40_000, whole_hub=True, seed=1)
+    train: Mix = Mix(tasks=480, catalogues=30, sizes=(3, 7), catalogue_chars=2800, no_call=0.17)
+    held_out: Mix = Mix(tasks=96, catalogues=4, sizes=(4, 8), catalogue_chars=40_000, whole_hub=True, seed=2)
     unseen_tasks: int = Field(24, ge=0)
     own_attempts: int = Field(16, ge=0)
     sft: SFT = SFT(batch=1, learning_rate=5e-4)

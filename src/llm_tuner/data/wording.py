@@ -137,6 +137,16 @@ ZONES = (
     ("Europe/Amsterdam", "Amsterdam", "アムステルダム"), ("Asia/Hong_Kong", "Hong Kong", "香港"),
     ("Europe/Istanbul", "Istanbul", "イスタンブール"), ("America/Mexico_City", "Mexico City", "メキシコシティ"),
     ("Pacific/Auckland", "Auckland", "オークランド"),
+    ("Europe/Vienna", "Vienna", "ウィーン"), ("Asia/Jakarta", "Jakarta", "ジャカルタ"), ("Africa/Lagos", "Lagos", "ラゴス"),
+    ("America/Denver", "Denver", "デンバー"), ("Europe/Stockholm", "Stockholm", "ストックホルム"),
+    ("Australia/Melbourne", "Melbourne", "メルボルン"), ("America/Vancouver", "Vancouver", "バンクーバー"),
+    ("Europe/Athens", "Athens", "アテネ"), ("Asia/Manila", "Manila", "マニラ"), ("Africa/Nairobi", "Nairobi", "ナイロビ"),
+    ("America/Bogota", "Bogota", "ボゴタ"), ("Europe/Warsaw", "Warsaw", "ワルシャワ"), ("Asia/Taipei", "Taipei", "台北"),
+    ("Europe/Lisbon", "Lisbon", "リスボン"), ("America/Lima", "Lima", "リマ"), ("Asia/Karachi", "Karachi", "カラチ"),
+    ("Europe/Helsinki", "Helsinki", "ヘルシンキ"), ("Australia/Perth", "Perth", "パース"),
+    ("Africa/Johannesburg", "Johannesburg", "ヨハネスブルグ"), ("America/Halifax", "Halifax", "ハリファックス"),
+    ("Europe/Dublin", "Dublin", "ダブリン"), ("Asia/Tehran", "Tehran", "テヘラン"), ("Pacific/Honolulu", "Honolulu", "ホノルル"),
+    ("Europe/Oslo", "Oslo", "オスロ"),
 )  # fmt: skip
 PAGES = (
     "news/1.html", "news/2.html", "docs/install.html", "docs/api.html", "blog/hello.html", "blog/release.html",
