@@ -163,15 +163,15 @@ def bfcl(
         folder = out_folder / category if out_folder else None
         target = _target(model, ollama, base_url)
         reports.append(drive(evaluate(target, tasks, rules="bfcl", out=folder)))
-    native, lenient = of_reports(reports), of_reports(reports, "lenient")
+    scores = {"native": of_reports(reports), "lenient": of_reports(reports, "lenient")}
     if json:
         documents = [report.model_dump(mode="json", exclude={"verdicts"}) for report in reports]
-        scores = {"native": native.model_dump(mode="json"), "lenient": lenient.model_dump(mode="json")}
-        out({"reports": documents, "scores": scores}, json, str)
+        dumped = {reading: held.model_dump(mode="json") for reading, held in scores.items()}
+        out({"reports": documents, "scores": dumped}, json, str)
         return
     _show(reports, json)
-    for reading, scores_of in (("native", native), ("lenient", lenient)):
-        print(f"\n{table(_groups(scores_of), [reading, 'value', '95 % interval', '', ''])}\n{_overall(scores_of)}")
+    for reading, held in scores.items():
+        print(f"\n{table(_groups(held), [reading, 'value', '95 % interval', '', ''])}\n{_overall(held)}")
 
 
 def _groups(scores: Leaderboard) -> list[list[str]]:
