@@ -116,7 +116,8 @@ def tuned(server, qwen_gguf):
     events = list(server.create("qwen-tools:v1", qwen_gguf, template=QWEN_TEMPLATE, parameters={"temperature": 0}))
     assert events[-1].message == "success"
     sent = [event for event in events if event.message.startswith("uploading")]
-    assert sent[-1].done == sent[-1].total == qwen_gguf.stat().st_size
+    if sent:  # nothing is sent where another test has uploaded this file
+        assert sent[-1].done == sent[-1].total == qwen_gguf.stat().st_size
     return Ollama("qwen-tools:v1", server.url, context=1024)
 
 
