@@ -478,7 +478,9 @@ _WORDINGS: Mapping[str, Sequence[Wording]] = {
 }  # fmt: skip
 
 WORDINGS: Mapping[str, Sequence[Wording]] = {
-    tool: [replace(wording, more=more) for wording, more in zip(wordings, PARAPHRASES[tool], strict=True)]
+    tool: [replace(w, more=more) for w, more in zip(wordings, PARAPHRASES[tool], strict=True)]
+    if tool in PARAPHRASES
+    else wordings
     for tool, wordings in _WORDINGS.items()
 }
 

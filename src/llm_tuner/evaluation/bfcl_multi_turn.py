@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from llm_tuner.evaluation import bfcl
 from llm_tuner.evaluation.bfcl_environment import Environment, EnvironmentLost, fetch
 from llm_tuner.evaluation.intervals import rate
-from llm_tuner.evaluation.measure import ATTEMPTS, _kept, _stop_if_unreachable, latency
+from llm_tuner.evaluation.measure import ATTEMPTS, attempts_kept, latency, stop_if_unreachable
 from llm_tuner.evaluation.render import Failure, write
 from llm_tuner.evaluation.target import Target, locate, opened
 from llm_tuner.evaluation.wording import Language
@@ -464,7 +464,7 @@ def measure(
         "bfcl": bfcl.VERSION,
         "reading": reading,
     }
-    kept = _kept(out, identity) if out is not None else {}
+    kept = attempts_kept(out, identity) if out is not None else {}
     marks: dict[str, Mark] = {}
     failed: list[Failure] = []
     errors: list[ModelError] = []
@@ -481,7 +481,7 @@ def measure(
         if not mark.verdict.ok and len(failed) < _SHOWN_FAILURES:
             failed.append(_failure(entry, attempt, mark.verdict, reading))
         yield _event(marks.values(), mark, len(entries))
-        _stop_if_unreachable(errors)
+        stop_if_unreachable(errors)
     ordered = [marks[entry.id] for entry in entries]
     report = tally(name, ordered, backend=backend.name, reading=reading, machine=machine, sha256=sha256)
     return report, tuple(failed)

@@ -91,7 +91,11 @@ def measure(
     """
     if not suite.tasks:
         raise EmptyData(f'The suite "{suite.name}" holds no task: there is nothing to measure.')
-    kept = _kept(out, {"model": sha256 or backend.name, "options": options.model_dump()}) if out is not None else {}
+    kept = (
+        attempts_kept(out, {"model": sha256 or backend.name, "options": options.model_dump()})
+        if out is not None
+        else {}
+    )
     attempts: dict[str, Attempt] = {}
     running: Counter[str] = Counter()
     errors: list[ModelError] = []
@@ -107,7 +111,7 @@ def measure(
             append_jsonl(out / ATTEMPTS, attempts[task.id])
         running.update(ok=int(verdict.ok), selection=int(verdict.selection_ok), parameters=int(verdict.parameters_ok))
         yield _event(task, verdict, running, len(attempts), len(tasks))
-        _stop_if_unreachable(errors)
+        stop_if_unreachable(errors)
     ordered = [attempts[id_] for id_ in dict.fromkeys(task.id for task in suite.tasks)]
     return tally(suite, ordered, backend=backend.name, rules=rules, machine=machine, sha256=sha256), ordered
 
@@ -195,7 +199,8 @@ def _ask(task: Task, backend: Backend, options: ChatOptions) -> tuple[Attempt, M
     return Attempt(task_id=task.id, backend=backend.name, messages=(message,), usage=usage, timing=timing), None
 
 
-def _stop_if_unreachable(errors: Sequence[ModelError]) -> None:
+def stop_if_unreachable(errors: Sequence[ModelError]) -> None:
+    """Raises the last error where a backend that cannot be reached gave it PATIENCE times in a row."""
     last = errors[-PATIENCE:]
     if len(last) == PATIENCE and isinstance(last[0], _UNREACHABLE) and len({(type(e), str(e)) for e in last}) == 1:
         raise last[-1]
@@ -208,7 +213,7 @@ def _event(task: Task, verdict: Verdict, running: Counter[str], done: int, total
     return Event(step="measure", message=message, done=done, total=total, unit="tasks", data=data)
 
 
-def _kept(out: Path, identity: dict[str, Json]) -> dict[str, Attempt]:
+def attempts_kept(out: Path, identity: dict[str, Json]) -> dict[str, Attempt]:
     """Attempts of an earlier, stopped measurement of the same model with the same options: what a name stands for may
     have changed since. Those that failed are asked again."""
     note = out / "measured.json"
