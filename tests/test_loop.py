@@ -7,10 +7,10 @@ import pytest
 from pydantic import ValidationError
 
 from llm_tuner.evaluation.measure import tally
-from llm_tuner.evaluation.suite import Suite
 from llm_tuner.loop import Rules, Tune, decide, find_run, hub_hash
 from llm_tuner.scoring import gold_attempt, score
 from llm_tuner.store import Store
+from llm_tuner.store.suite import Suite
 from llm_tuner.training.sft import SFT
 from llm_tuner.types import (
     Attempt,

@@ -5,11 +5,11 @@ import time
 import pytest
 
 from llm_tuner.data.synthesize import Mix
-from llm_tuner.evaluation.suite import load
 from llm_tuner.loop import Tune, find_run, tune
 from llm_tuner.models.runtimes import EmbeddedRuntime, OllamaRuntime, Served
 from llm_tuner.models.versions import Versions
 from llm_tuner.store import Store
+from llm_tuner.store.suite import load
 from llm_tuner.training.sft import SFT
 from llm_tuner.types import ExactCalls, TemplateMismatch, UnknownModel
 

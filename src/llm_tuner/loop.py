@@ -21,9 +21,6 @@ from llm_tuner.data.synthesize import Mix, synthesize, synthesize_unseen
 from llm_tuner.evaluation.intervals import paired
 from llm_tuner.evaluation.measure import measure
 from llm_tuner.evaluation.render import failures, to_html, to_markdown
-from llm_tuner.evaluation.suite import Suite
-from llm_tuner.evaluation.suite import load as load_suite
-from llm_tuner.evaluation.suite import save as save_suite
 from llm_tuner.evaluation.wording import Language
 from llm_tuner.models.resources import machine
 from llm_tuner.models.runtimes import Runtime, Served
@@ -31,6 +28,9 @@ from llm_tuner.models.sources import fetch
 from llm_tuner.models.sources.weights import sha256_of
 from llm_tuner.models.vocabulary import indistinct_tokens
 from llm_tuner.store import RunFolder, Store, read_json, read_jsonl, write_atomic, write_jsonl
+from llm_tuner.store.suite import Suite
+from llm_tuner.store.suite import load as load_suite
+from llm_tuner.store.suite import save as save_suite
 from llm_tuner.tools.hub import Hub
 from llm_tuner.tools.servers import demo_servers, load
 from llm_tuner.training.export import adapter_gguf, merge

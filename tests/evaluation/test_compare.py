@@ -12,10 +12,10 @@ from llm_tuner.evaluation.compare import Comparison, compare, open_parts
 from llm_tuner.evaluation.details import details
 from llm_tuner.evaluation.measure import tally
 from llm_tuner.evaluation.render import comparison_to_html, comparison_to_markdown, failures, write, write_comparison
-from llm_tuner.evaluation.suite import Suite, save
 from llm_tuner.evaluation.wording import WORDS, Language
 from llm_tuner.scoring import Rules, gold_attempt, score
 from llm_tuner.store import Store, write_jsonl
+from llm_tuner.store.suite import Suite, save
 from llm_tuner.types import Attempt, DataError, ExactCalls, Message, NoCall, Report, Task, Timing, ToolCall, ToolSpec
 from pages import NASTY, Page
 

@@ -14,8 +14,8 @@ import pytest
 from llm_tuner.evaluation import general
 from llm_tuner.evaluation.compare import compare, open_parts
 from llm_tuner.evaluation.general import judge, questions
-from llm_tuner.evaluation.suite import load
 from llm_tuner.evaluation.target import Located, Target
+from llm_tuner.store.suite import load
 from llm_tuner.types import (
     GREEDY,
     Attempt,

@@ -23,10 +23,10 @@ from llm_tuner.evaluation.latency import (
     time_target,
     workload_of,
 )
-from llm_tuner.evaluation.suite import Suite
 from llm_tuner.evaluation.target import Located, Target
 from llm_tuner.models.description import describe
 from llm_tuner.models.ollama import Ollama
+from llm_tuner.store.suite import Suite
 from llm_tuner.types import (
     GREEDY,
     ChatOptions,

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from llm_tuner.evaluation.measure import ATTEMPTS, latency, measure, tally
-from llm_tuner.evaluation.suite import Suite
 from llm_tuner.scoring import gold_attempt
+from llm_tuner.store.suite import Suite
 from llm_tuner.types import (
     GREEDY,
     Attempt,

@@ -11,9 +11,9 @@ from llm_tuner.evaluation.details import details
 from llm_tuner.evaluation.intervals import METRICS, rate
 from llm_tuner.evaluation.measure import tally
 from llm_tuner.evaluation.render import LATENCIES, RATES, TOKENS, Failure, failures, to_html, to_markdown, write
-from llm_tuner.evaluation.suite import Suite
 from llm_tuner.evaluation.wording import WORDS
 from llm_tuner.scoring import gold_attempt, score
+from llm_tuner.store.suite import Suite
 from llm_tuner.types import (
     AllowedCall,
     AllowedCalls,

@@ -15,8 +15,8 @@ import pytest
 from gguf import GGUFWriter
 
 from llm_tuner.evaluation import bfcl, target
-from llm_tuner.evaluation.suite import Suite
 from llm_tuner.evaluation.target import Located, Target, evaluate, locate, opened
+from llm_tuner.store.suite import Suite
 from llm_tuner.types import (
     GREEDY,
     ChatOptions,

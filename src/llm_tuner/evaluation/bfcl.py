@@ -21,8 +21,8 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llm_tuner.evaluation.suite import Suite
 from llm_tuner.models.sources import pypi
+from llm_tuner.store.suite import Suite
 from llm_tuner.types import (
     AllowedCall,
     AllowedCalls,

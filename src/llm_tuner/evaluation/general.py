@@ -19,10 +19,10 @@ from llm_tuner.evaluation.details import details
 from llm_tuner.evaluation.intervals import rate
 from llm_tuner.evaluation.measure import measure
 from llm_tuner.evaluation.render import failures, write
-from llm_tuner.evaluation.suite import Suite, save
 from llm_tuner.evaluation.target import Target, locate, opened
 from llm_tuner.models.resources import machine
 from llm_tuner.scoring import answer
+from llm_tuner.store.suite import Suite, save
 from llm_tuner.types import Attempt, ChatOptions, Event, Message, NoCall, Report, Task, Verdict
 
 RULES = "general"

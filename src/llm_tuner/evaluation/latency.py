@@ -28,11 +28,11 @@ from statistics import median
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from llm_tuner.evaluation.measure import percentile
-from llm_tuner.evaluation.suite import Suite, catalogue_key
 from llm_tuner.evaluation.target import Located, Target, locate, opened
 from llm_tuner.models.description import describe
 from llm_tuner.models.resources import machine
 from llm_tuner.store import versions
+from llm_tuner.store.suite import Suite, catalogue_key
 from llm_tuner.types import (
     Backend,
     ChatOptions,

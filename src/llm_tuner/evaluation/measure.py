@@ -17,9 +17,9 @@ from typing import NamedTuple
 
 from llm_tuner.evaluation.counts import confusion, offered, schema_valid, servers_of, tokens, tools_of
 from llm_tuner.evaluation.intervals import rate
-from llm_tuner.evaluation.suite import Suite, catalogue_key
 from llm_tuner.scoring import Rules, made_calls, score, wants_call
 from llm_tuner.store import append_jsonl, resume_jsonl, write_atomic
+from llm_tuner.store.suite import Suite, catalogue_key
 from llm_tuner.types import (
     GREEDY,
     Attempt,

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from llm_tuner.evaluation.details import Details, calls_text, expected
 from llm_tuner.evaluation.figures import Curve, bars, confusion_table, differences, number, plotted, points
 from llm_tuner.evaluation.intervals import Metric, Paired, paired
-from llm_tuner.evaluation.suite import Suite
 from llm_tuner.evaluation.wording import WORDS, Language
 from llm_tuner.scoring import answer, made_calls
+from llm_tuner.store.suite import Suite
 from llm_tuner.types import Attempt, DataError, Decision, Rate, Report, Value
 
 if TYPE_CHECKING:

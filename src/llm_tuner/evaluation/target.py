@@ -13,7 +13,6 @@ from pathlib import Path
 from llm_tuner.evaluation.details import details
 from llm_tuner.evaluation.measure import measure
 from llm_tuner.evaluation.render import failures, write
-from llm_tuner.evaluation.suite import Suite, save
 from llm_tuner.evaluation.wording import Language
 from llm_tuner.models import catalogue
 from llm_tuner.models.resources import machine
@@ -21,6 +20,7 @@ from llm_tuner.models.sources import fetch
 from llm_tuner.models.sources.weights import sha256_of
 from llm_tuner.models.versions import Versions
 from llm_tuner.scoring import Rules
+from llm_tuner.store.suite import Suite, save
 from llm_tuner.types import GREEDY, Backend, ChatOptions, Event, Report, SetupError, Value
 
 

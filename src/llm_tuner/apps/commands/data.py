@@ -62,7 +62,7 @@ def show(
 
     Example: llm-tuner data show held-out.jsonl --limit 3
     """
-    from llm_tuner.evaluation.suite import load
+    from llm_tuner.store.suite import load
 
     suite = load(file)
     shown = suite.tasks[:limit]

@@ -57,8 +57,8 @@ def suite(
 
     Example: llm-tuner eval suite held-out.jsonl --model demo:stable --out report
     """
-    from llm_tuner.evaluation.suite import load
     from llm_tuner.evaluation.target import evaluate
+    from llm_tuner.store.suite import load
 
     tasks = load(file)
     report = drive(evaluate(_target(model, ollama, base_url), tasks, out=out_folder))

@@ -35,8 +35,8 @@ def latency(
     Example: llm-tuner eval latency --model qwen2.5-coder:1.5b --concurrency 1,2,4 --requests 50
     """
     from llm_tuner.evaluation.latency import default_workload, time_target, workload_of
-    from llm_tuner.evaluation.suite import load
     from llm_tuner.evaluation.target import Target
+    from llm_tuner.store.suite import load
 
     named = model or ("" if ollama else DEFAULT_MODEL)
     target = Target(model=named, ollama=ollama, base_url=base_url, context=context, threads=threads)

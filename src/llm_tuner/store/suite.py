@@ -23,8 +23,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from llm_tuner.evaluation import handwritten
-from llm_tuner.store import read_json
+from llm_tuner.store import handwritten, read_json
 from llm_tuner.types import DataError, EmptyData, Json, Task, ToolSpec, Value, content_hash
 
 FORMAT = 1

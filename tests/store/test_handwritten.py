@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from llm_tuner.evaluation.suite import Suite, load, save
 from llm_tuner.models import openai_wire
 from llm_tuner.scoring import gold_attempt, score
+from llm_tuner.store.suite import Suite, load, save
 from llm_tuner.types import (
     GREEDY,
     AllowedCall,

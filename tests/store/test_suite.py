@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_tuner.evaluation.suite import Suite, load, save
+from llm_tuner.store.suite import Suite, load, save
 from llm_tuner.types import AllowedCall, AllowedCalls, DataError, EmptyData, ExactCalls, Message, NoCall, Task, ToolSpec
 from llm_tuner.types import ToolCall as Call
 
