@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
+from llm_tuner.evaluation.attempts import ATTEMPTS
 from llm_tuner.evaluation.counts import servers_of, tools_of
 from llm_tuner.evaluation.details import Entry, cut, entry
 from llm_tuner.evaluation.intervals import METRICS, Metric, Paired, common, paired
-from llm_tuner.evaluation.measure import ATTEMPTS
 from llm_tuner.scoring import Reading
 from llm_tuner.store import Store, read_jsonl
 from llm_tuner.store import suite as suites

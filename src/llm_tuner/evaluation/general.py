@@ -11,7 +11,7 @@ import ast
 import json
 import re
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from importlib import resources
 from pathlib import Path
 
@@ -90,7 +90,7 @@ def judge(task: Task, attempt: Attempt) -> Verdict:
     )
 
 
-def _report(measured: Report, suite: Suite, judged: list[Attempt]) -> Report:
+def _report(measured: Report, suite: Suite, judged: Iterable[Attempt]) -> Report:
     verdicts = {attempt.task_id: attempt.verdict for attempt in judged if attempt.verdict is not None}
     reasons = [verdict.reason for verdict in verdicts.values()]
     categories: dict[str, list[bool]] = {}

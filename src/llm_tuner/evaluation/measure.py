@@ -7,18 +7,21 @@ stopped.
 
 from __future__ import annotations
 
+import math
 import re
+import threading
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from queue import SimpleQueue
 from statistics import median, quantiles
 from typing import NamedTuple
 
+from llm_tuner.evaluation.attempts import Attempts, Judged
 from llm_tuner.evaluation.counts import confusion, offered, schema_valid, servers_of, tokens, tools_of
 from llm_tuner.evaluation.intervals import rate
 from llm_tuner.scoring import Rules, made_calls, score, wants_call
-from llm_tuner.store import append_jsonl, resume_jsonl, write_atomic
 from llm_tuner.store.suite import Suite, catalogue_key
 from llm_tuner.types import (
     GREEDY,
@@ -26,7 +29,6 @@ from llm_tuner.types import (
     Backend,
     ChatOptions,
     CorruptModel,
-    DataError,
     EmptyData,
     Event,
     Json,
@@ -35,19 +37,19 @@ from llm_tuner.types import (
     Rate,
     Report,
     RuntimeUnavailable,
+    SetupError,
     SourceUnreachable,
     Task,
     UnknownModel,
     Verdict,
-    canonical_json,
 )
 
-ATTEMPTS = "attempts.jsonl"
 PATIENCE = 3
 """So many equal errors in a row of a backend that cannot be reached end the measurement."""
 
 _UNREACHABLE = (RuntimeUnavailable, SourceUnreachable, UnknownModel, CorruptModel)
 _MOST_VALUES = 16  # a tag with more values, or another one for every task, names tasks: it does not group them
+_LONGEST_ERROR = 500
 _FIXED = ("language", "category", "server")
 
 
@@ -78,7 +80,8 @@ def measure(
     machine: Mapping[str, str] | None = None,
     sha256: str = "",
     judge: Callable[[Task, Attempt], Verdict] | None = None,
-) -> Generator[Event, None, tuple[Report, list[Attempt]]]:
+    at_a_time: int = 1,
+) -> Generator[Event, None, tuple[Report, Judged]]:
     """Ask the backend every task of the suite; return the report and the attempts in the suite's order.
 
     One event a task; its `data` holds the task's id, the verdict's reason and the running rates (0..1). With `out` the
@@ -87,33 +90,43 @@ def measure(
     backend that cannot be reached three times in a row is raised. `sha256` is the model file's. `judge` gives the
     attempts' verdicts in the place of `score`; the report is about calls all the same.
 
-    Raises EmptyData for a suite without tasks, DataError where `out` holds another backend's attempts.
+    `at_a_time` requests are sent at a time, for servers with so many slots. Requests with one catalogue follow each
+    other on one connection, so that the prompt cache of one slot serves them; what is reported does not depend on the
+    order, but times include what a request waited for the others.
+
+    Raises EmptyData for a suite without tasks, DataError where `out` holds another backend's attempts, SetupError for
+    less than one request at a time.
     """
     if not suite.tasks:
         raise EmptyData(f'The suite "{suite.name}" holds no task: there is nothing to measure.')
-    kept = (
-        attempts_kept(out, {"model": sha256 or backend.name, "options": options.model_dump()})
-        if out is not None
-        else {}
-    )
-    attempts: dict[str, Attempt] = {}
+    if at_a_time < 1:
+        raise SetupError(f"{at_a_time} requests at a time measure nothing. Send at least 1.")
+    attempts = Attempts(out, {"model": sha256 or backend.name, "options": options.model_dump()})
+    tasks = {task.id: task for task in suite.tasks}
+    verdicts: dict[str, Verdict] = {}
     running: Counter[str] = Counter()
     errors: list[ModelError] = []
-    tasks = _in_cache_order(suite.tasks)
-    for task in tasks:
-        attempt, fresh = kept.get(task.id), task.id not in kept
-        if attempt is None:
-            attempt, error = _ask(task, backend, options)
-            errors = [*errors, error] if error is not None else []
-        verdict = judge(task, attempt) if judge is not None else score(task, attempt, rules=rules)
-        attempts[task.id] = attempt.model_copy(update={"verdict": verdict})
-        if fresh and out is not None:
-            append_jsonl(out / ATTEMPTS, attempts[task.id])
+
+    def judged(task: Task, attempt: Attempt) -> Event:
+        verdict = verdicts[task.id]
         running.update(ok=int(verdict.ok), selection=int(verdict.selection_ok), parameters=int(verdict.parameters_ok))
-        yield _event(task, verdict, running, len(attempts), len(tasks))
+        return _event(task, verdict, running, len(verdicts), len(tasks))
+
+    decide = judge or (lambda task, attempt: score(task, attempt, rules=rules))
+    kept = [id_ for id_ in tasks if id_ in attempts]
+    for attempt in attempts.several(kept):
+        verdicts[attempt.task_id] = decide(tasks[attempt.task_id], attempt)
+        yield judged(tasks[attempt.task_id], attempt)
+    missing = [task for task in tasks.values() if task.id not in attempts]
+    for task, attempt, error in answered(missing, backend, options, at_a_time):
+        verdicts[task.id] = decide(task, attempt)
+        attempts.add(attempt.model_copy(update={"verdict": verdicts[task.id]}))
+        yield judged(task, attempt)
+        errors = [*errors[-PATIENCE:], error] if error is not None else []
         stop_if_unreachable(errors)
-    ordered = [attempts[id_] for id_ in dict.fromkeys(task.id for task in suite.tasks)]
-    return tally(suite, ordered, backend=backend.name, rules=rules, machine=machine, sha256=sha256), ordered
+    ordered = attempts.judged({id_: verdicts[id_] for id_ in tasks})
+    told = dict(machine or {}) | ({"requests_at_a_time": str(at_a_time)} if at_a_time > 1 else {})
+    return tally(suite, ordered, backend=backend.name, rules=rules, machine=told, sha256=sha256), ordered
 
 
 def tally(
@@ -125,7 +138,8 @@ def tally(
     machine: Mapping[str, str] | None = None,
     sha256: str = "",
 ) -> Report:
-    """Judge attempts again and add them up. Attempts at tasks outside the suite do not count.
+    """Judge attempts again and add them up. Attempts at tasks outside the suite do not count. `attempts` is gone
+    through several times: not an iterator.
 
     Rates: `native_rate` (calls were wanted and the runtime surfaced one), `selection`, `parameters` and both with
     `_lenient` over the tasks that want a call; `parameters_given_selection` over those with the right selection;
@@ -136,8 +150,11 @@ def tally(
     16 values and repeats one.
     """
     tasks = {task.id: task for task in suite.tasks}
-    known = [attempt for attempt in attempts if attempt.task_id in tasks]
-    marks = [_mark(tasks[attempt.task_id], attempt, rules) for attempt in known]
+
+    def known() -> Iterator[Attempt]:
+        return (attempt for attempt in attempts if attempt.task_id in tasks)
+
+    marks = [_mark(tasks[attempt.task_id], attempt, rules) for attempt in known()]
     return Report(
         suite=suite.name,
         suite_hash=suite.hash,
@@ -145,9 +162,9 @@ def tally(
         n=len(marks),
         rates=_rates(marks),
         groups=_groups(marks),
-        latency=latency(known),
-        tokens=tokens(known),
-        confusion=confusion((tasks[attempt.task_id], attempt) for attempt in known),
+        latency=latency(known()),
+        tokens=tokens(known()),
+        confusion=confusion((tasks[attempt.task_id], attempt) for attempt in known()),
         rules=rules,
         reasons=dict(Counter(mark.native.reason for mark in marks).most_common()),
         verdicts={mark.task.id: mark.native for mark in marks},
@@ -158,15 +175,19 @@ def tally(
     )
 
 
-def latency(attempts: Sequence[Attempt]) -> Latency:
+def latency(attempts: Iterable[Attempt]) -> Latency:
     """End-to-end times of the attempts that got an answer."""
-    answered = [attempt for attempt in attempts if not attempt.error and attempt.timing.total_ms > 0]
-    totals = [attempt.timing.total_ms for attempt in answered]
-    firsts = [a.timing.first_token_ms for a in answered if a.timing.first_token_ms is not None]
-    clocked = [(a.usage.completion_tokens, a.timing.generate_ms) for a in answered if a.timing.generate_ms]
+    times = [
+        (timing.total_ms, timing.first_token_ms, timing.generate_ms, attempt.usage.completion_tokens)
+        for attempt in attempts
+        if not attempt.error and (timing := attempt.timing).total_ms > 0
+    ]
+    totals = [total for total, _, _, _ in times]
+    firsts = [first for _, first, _, _ in times if first is not None]
+    clocked = [(tokens, ms) for _, _, ms, tokens in times if ms]
     seconds = sum(ms for _, ms in clocked) / 1000
     return Latency(
-        n=len(answered),
+        n=len(times),
         p50_ms=median(totals) if totals else None,
         p95_ms=percentile(totals, 95),
         p99_ms=percentile(totals, 99),
@@ -178,25 +199,75 @@ def latency(attempts: Sequence[Attempt]) -> Latency:
 # -------------------------------------------------------------------------------------------------------------- asking
 
 
-def _in_cache_order(tasks: Iterable[Task]) -> list[Task]:
-    """Tasks of one catalogue follow each other: the runtime then keeps the catalogue's part of the prompt."""
-    by_catalogue: dict[str, dict[str, Task]] = defaultdict(dict)
+Answered = tuple[Task, Attempt, ModelError | None]
+
+
+def answered(
+    tasks: Sequence[Task], backend: Backend, options: ChatOptions = GREEDY, at_a_time: int = 1
+) -> Iterator[Answered]:
+    """Every task's attempt as it comes, and the ModelError that made it a failed one. Closing the iterator stops: what
+    is in flight is given up."""
+    lots = _lots(tasks, at_a_time)
+    if at_a_time == 1:
+        yield from (_ask(task, backend, options) for lot in lots for task in lot)
+        return
+    done: SimpleQueue[Answered | BaseException] = SimpleQueue()
+    stopped = threading.Event()
+    ahead = threading.Semaphore(at_a_time)  # answers that nobody has taken yet would be lost with the process
+
+    def work() -> None:
+        try:
+            while not stopped.is_set():
+                for task in lots.popleft():
+                    ahead.acquire()
+                    if stopped.is_set():
+                        return
+                    done.put(_ask(task, backend, options))
+        except IndexError:  # another worker took the last lot
+            return
+        except BaseException as error:  # ours, not the model's: raised where the answers are taken
+            done.put(error)
+
+    for _ in range(at_a_time):
+        threading.Thread(target=work, name="llm-tuner-asking", daemon=True).start()
+    try:
+        for _ in tasks:
+            one = done.get()
+            if isinstance(one, BaseException):
+                raise one
+            yield one
+            ahead.release()
+    finally:
+        stopped.set()
+        ahead.release(at_a_time)
+
+
+def _lots(tasks: Sequence[Task], at_a_time: int) -> deque[list[Task]]:
+    """Tasks of one catalogue, which one connection asks one after the other: the runtime then keeps the catalogue's
+    part of the prompt. A catalogue of many tasks is several lots, so that no connection is left with most of them."""
+    by_catalogue: dict[str, list[Task]] = defaultdict(list)
     for task in tasks:
-        by_catalogue[catalogue_key(task.tools)][task.id] = task
-    return [task for group in by_catalogue.values() for task in group.values()]
+        by_catalogue[catalogue_key(task.tools)].append(task)
+    most = max(1, math.ceil(len(tasks) / at_a_time))
+    lots = [group[at : at + most] for group in by_catalogue.values() for at in range(0, len(group), most)]
+    return deque(lots if at_a_time == 1 else sorted(lots, key=len, reverse=True))
 
 
-def _ask(task: Task, backend: Backend, options: ChatOptions) -> tuple[Attempt, ModelError | None]:
+def _ask(task: Task, backend: Backend, options: ChatOptions) -> Answered:
     start = time.perf_counter()
     try:
         reply = backend.chat(task.messages, task.tools, options)
+        reply.message.model_dump_json()  # what cannot be kept is this answer's fault, and not the end of the rest
     except ModelError as error:
-        return Attempt(task_id=task.id, backend=backend.name, error=str(error) or type(error).__name__), error
+        return task, Attempt(task_id=task.id, backend=backend.name, error=str(error) or type(error).__name__), error
+    except (ValueError, RecursionError) as error:
+        told = f"What came back is no message: {type(error).__name__}: {error}"[:_LONGEST_ERROR]
+        return task, Attempt(task_id=task.id, backend=backend.name, error=told), None
     timing = reply.timing
     if timing.total_ms == 0:
         timing = timing.model_copy(update={"total_ms": (time.perf_counter() - start) * 1000})
     message, usage = reply.message, reply.usage
-    return Attempt(task_id=task.id, backend=backend.name, messages=(message,), usage=usage, timing=timing), None
+    return task, Attempt(task_id=task.id, backend=backend.name, messages=(message,), usage=usage, timing=timing), None
 
 
 def stop_if_unreachable(errors: Sequence[ModelError]) -> None:
@@ -211,18 +282,6 @@ def _event(task: Task, verdict: Verdict, running: Counter[str], done: int, total
     data |= {name: running[name] / done for name in ("ok", "selection", "parameters")}
     message = f"{running['ok']} of {done} right"
     return Event(step="measure", message=message, done=done, total=total, unit="tasks", data=data)
-
-
-def attempts_kept(out: Path, identity: dict[str, Json]) -> dict[str, Attempt]:
-    """Attempts of an earlier, stopped measurement of the same model with the same options: what a name stands for may
-    have changed since. Those that failed are asked again."""
-    note = out / "measured.json"
-    attempts = resume_jsonl(out / ATTEMPTS, Attempt)
-    if not attempts:
-        write_atomic(note, canonical_json(identity))
-    elif not note.is_file() or note.read_text(encoding="utf-8") != canonical_json(identity):
-        raise DataError(f"{out} holds the attempts of another model or other options. Choose another folder.")
-    return {attempt.task_id: attempt for attempt in attempts if not attempt.error}
 
 
 # -------------------------------------------------------------------------------------------------------------- adding

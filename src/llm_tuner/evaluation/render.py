@@ -68,7 +68,7 @@ def failures(suite: Suite, attempts: Iterable[Attempt], limit: int = 12) -> tupl
     by_reason: dict[str, list[Failure]] = {}
     for attempt in attempts:
         task, verdict = tasks.get(attempt.task_id), attempt.verdict
-        if task is None or verdict is None or verdict.ok:
+        if task is None or verdict is None or verdict.ok or len(by_reason.get(verdict.reason, ())) == limit:
             continue
         failure = Failure(
             request=_short(task.request),
