@@ -30,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
             base_url=asked.base_url,
             context=asked.context,
             threads=asked.threads,
+            at_a_time=asked.parallel,
         )
         report = watch(evaluate(target, suite, rules="bfcl", out=asked.out, language=asked.language))
     except TunerError as error:
@@ -53,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--seed", type=int, default=0, help="which tasks --limit draws (default 0)")
     out.add_argument("--context", type=int, default=8192, metavar="TOKENS", help="window of the model (default 8192)")
     out.add_argument("--threads", type=int, default=0, metavar="N", help="of an embedded model (default: every core)")
+    out.add_argument("--parallel", type=int, default=1, metavar="N", help="requests at a time (default 1)")
     out.add_argument("--out", type=Path, metavar="FOLDER", help="keep attempts and write report.json, .md, .html there")
     out.add_argument("--language", choices=("en", "ja"), default="en", help="of the report's headings")
     out.add_argument("--json", action="store_true", help="print the report as JSON")

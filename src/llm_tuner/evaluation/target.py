@@ -28,13 +28,15 @@ class Target(Value):
     """One of: `model` (a catalogue name, "name:alias" of an installed version, "scheme:rest" or a path of a .gguf,
     served by the embedded runtime); `ollama` (a model's name in Ollama); `base_url` with `model` (an OpenAI-style
     server). `context` is in tokens; an OpenAI-style server has its own. `threads` is for the embedded runtime: 0 takes
-    every core, which on a shared machine can be many times slower than leaving one free."""
+    every core, which on a shared machine can be many times slower than leaving one free. `at_a_time` requests are sent
+    at a time (measure), and the embedded runtime has so many slots."""
 
     model: str = ""
     ollama: str = ""
     base_url: str = ""
     context: int = 8192
     threads: int = 0
+    at_a_time: int = 1
 
 
 class Located(Value):
@@ -66,10 +68,10 @@ def locate(target: Target) -> Generator[Event, None, Located]:
 
 
 @contextmanager
-def opened(located: Located, slots: int = 1) -> Iterator[Backend]:
-    """The backend, closed at the end. `slots`: so many requests at a time are served by the embedded runtime; a server
-    has its own number."""
-    target = located.target
+def opened(located: Located, slots: int = 0) -> Iterator[Backend]:
+    """The backend, closed at the end. `slots`: so many requests at a time are served by the embedded runtime (0: the
+    target's `at_a_time`); a server has its own number."""
+    target, slots = located.target, slots or located.target.at_a_time
     if located.gguf is not None:
         from llm_tuner.models.llamacpp import Embedded
 
@@ -106,7 +108,14 @@ def evaluate(
     located = yield from locate(target)
     with opened(located) as backend:
         report, attempts = yield from measure(
-            suite, backend, options=options, rules=rules, out=out, machine=machine(), sha256=located.sha256
+            suite,
+            backend,
+            options=options,
+            rules=rules,
+            out=out,
+            machine=machine(),
+            sha256=located.sha256,
+            at_a_time=target.at_a_time,
         )
     if out is not None:
         save(suite, out / "suite.jsonl")

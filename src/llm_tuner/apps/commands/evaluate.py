@@ -33,13 +33,25 @@ Model = Annotated[
 ]
 Ollama = Annotated[str, typer.Option("--ollama", help="A model of the Ollama server.")]
 BaseUrl = Annotated[str, typer.Option("--base-url", help="MODEL is served by this OpenAI-compatible URL.")]
+Context = Annotated[int, typer.Option("--context", min=512, help="Window of the model, in tokens.")]
+Threads = Annotated[int, typer.Option("--threads", min=0, help="Of the embedded runtime; 0: every core.")]
+Parallel = Annotated[int, typer.Option("--parallel", min=1, help="Requests at a time; latencies then include waiting.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for the attempts and report.json, .md, .html.")]
 
 
-def _target(model: str, ollama: str, base_url: str) -> Target:
+def _target(
+    model: str, ollama: str, base_url: str, *, context: int = 8192, threads: int = 0, at_a_time: int = 1
+) -> Target:
     from llm_tuner.evaluation.target import Target
 
-    return Target(model=model or ("" if ollama else DEFAULT_MODEL), ollama=ollama, base_url=base_url)
+    return Target(
+        model=model or ("" if ollama else DEFAULT_MODEL),
+        ollama=ollama,
+        base_url=base_url,
+        context=context,
+        threads=threads,
+        at_a_time=at_a_time,
+    )
 
 
 @app.command()
@@ -48,6 +60,9 @@ def suite(
     model: Model = "",
     ollama: Ollama = "",
     base_url: BaseUrl = "",
+    context: Context = 8192,
+    threads: Threads = 0,
+    parallel: Parallel = 1,
     out_folder: Out = None,
     json: Json = False,
 ) -> None:
@@ -61,7 +76,8 @@ def suite(
     from llm_tuner.store.suite import load
 
     tasks = load(file)
-    report = drive(evaluate(_target(model, ollama, base_url), tasks, out=out_folder))
+    target = _target(model, ollama, base_url, context=context, threads=threads, at_a_time=parallel)
+    report = drive(evaluate(target, tasks, out=out_folder))
     _show([report], json)
 
 
@@ -128,6 +144,10 @@ def bfcl(
     base_url: BaseUrl = "",
     categories: Annotated[str, typer.Option(help=CATEGORIES_HELP)] = "non_live",
     limit: Annotated[int | None, typer.Option(min=1, help="Tasks of each category, a seeded sample.")] = None,
+    seed: Annotated[int, typer.Option(help="Which tasks --limit takes.")] = 0,
+    context: Context = 8192,
+    threads: Threads = 0,
+    parallel: Parallel = 1,
     lenient: Annotated[bool, typer.Option(help="Multi-turn: calls written as text are carried out, too.")] = False,
     out_folder: Out = None,
     json: Json = False,
@@ -146,22 +166,23 @@ def bfcl(
     from llm_tuner.evaluation.leaderboard import of_reports
     from llm_tuner.evaluation.target import evaluate
 
+    target = _target(model, ollama, base_url, context=context, threads=threads, at_a_time=parallel)
     reports = []
     for category in conversations.named(categories):
         if category in conversations.CATEGORIES:
             steps = conversations.evaluate(
-                _target(model, ollama, base_url),
+                target,
                 category,
                 limit,
+                seed=seed,
                 reading="lenient" if lenient else "native",
                 out=out_folder / category if out_folder else None,
             )
             reports.append(drive(steps))
             continue
         drive(benchmark.fetch())
-        tasks = benchmark.load(category, limit)
+        tasks = benchmark.load(category, limit, seed)
         folder = out_folder / category if out_folder else None
-        target = _target(model, ollama, base_url)
         reports.append(drive(evaluate(target, tasks, rules="bfcl", out=folder)))
     scores = {"native": of_reports(reports), "lenient": of_reports(reports, "lenient")}
     if json:
