@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from llm_tuner.evaluation.details import Details, calls_text, expected
 from llm_tuner.evaluation.figures import Curve, bars, confusion_table, differences, number, plotted, points
 from llm_tuner.evaluation.intervals import Metric, Paired, paired
+from llm_tuner.evaluation.summary import summary
 from llm_tuner.evaluation.wording import WORDS, Language
 from llm_tuner.scoring import answer, made_calls
 from llm_tuner.store.suite import Suite
@@ -179,6 +180,7 @@ def _render(
         "before": before,
         "after": after,
         "decision": decision,
+        "summary": summary(after, language) if before is None else "",
         "rates": [row for metric in RATES if (row := _row(words[metric], before, after, metric))],
         "changes": [(words[change.metric], change) for change in _changes(before, after)],
         "group_rates": [words[metric] for metric in _group_rates(before, after)],

@@ -8,6 +8,14 @@ Language = Literal["en", "ja"]
 
 WORDS: dict[Language, dict[str, str]] = {
     "en": {
+        "summary": "{model}, as served here, {parts}.",
+        "summary_and": ", ",
+        "summary_selection": "selects the right tool in {rate} of {n} requests",
+        "summary_parameters": "gets the arguments right, too, in {rate}",
+        "summary_no_call": "calls nothing in {rate} of {n} requests that want no tool",
+        "summary_latency": "and answers in {ms} ms (median)",
+        "summary_text": "Calls that it wrote as text, and that the runtime did not surface, would make it {rate}, "
+        "with the right arguments {parameters}.",
         "title": "Tool calling, measured",
         "promoted": "Promoted",
         "refused": "Not promoted",
@@ -106,6 +114,14 @@ WORDS: dict[Language, dict[str, str]] = {
         "task": "Task",
     },
     "ja": {
+        "summary": "{model} は、ここで動いている状態で、{parts}。",
+        "summary_and": "、",
+        "summary_selection": "{n} 件の依頼のうち {rate} で正しいツールを選び",
+        "summary_parameters": "{rate} で引数まで正しく",
+        "summary_no_call": "ツールが要らない {n} 件のうち {rate} では何も呼ばず",
+        "summary_latency": "応答時間の中央値は {ms} ms です",
+        "summary_text": "ランタイムが呼び出しとして返さず、文章として書かれた分も数えると、"
+        "正しいツールは {rate}、引数まで正しいのは {parameters} です。",
         "title": "ツール呼び出しの測定結果",
         "promoted": "採用",
         "refused": "不採用",

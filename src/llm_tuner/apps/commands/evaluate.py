@@ -222,6 +222,8 @@ def _show(reports: list[Report], json: bool) -> None:
     document: list[dict[str, Any]] = [report.model_dump(mode="json", exclude={"verdicts"}) for report in reports]
 
     def text() -> str:
+        from llm_tuner.evaluation.summary import summary
+
         rows = []
         for report in reports:
             for key, rate in report.rates.items():
@@ -231,6 +233,7 @@ def _show(reports: list[Report], json: bool) -> None:
             rows.append(
                 [report.suite, "latency p50", f"{report.latency.p50_ms or 0:.0f} ms", "", str(report.latency.n)]
             )
-        return table(rows, ["suite", "rate", "value", "95 % interval", "of"])
+        said = "\n".join(filter(None, map(summary, reports)))
+        return f"{table(rows, ['suite', 'rate', 'value', '95 % interval', 'of'])}\n{said}"
 
     out(document, json, text)
