@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from llm_tuner.evaluation.attempts import ATTEMPTS, Judged
-from llm_tuner.evaluation.measure import latency, measure, tally
+from llm_tuner.evaluation.measure import latency, measure, measure_all, tally
 from llm_tuner.scoring import gold_attempt
 from llm_tuner.store.suite import Suite
 from llm_tuner.types import (
@@ -149,7 +149,7 @@ def test_rates_groups_and_events() -> None:
     assert report.groups["language"]["ja"]["selection"].n == 2
     assert (report.n, report.machine, report.model_sha256, report.suite_hash) == (8, {"cpu": "2"}, "ab", SUITE.hash)
     assert [attempt.task_id for attempt in attempts] == [task.id for task in SUITE.tasks]
-    assert backend.asked[-1] == "other catalogue"  # its catalogue is another one
+    assert backend.asked[0] == "other catalogue"  # its one tool is how the other catalogue begins
     assert [event.done for event in events] == list(range(1, 9))
     assert events[0].data["ok"] == 1.0
     assert report.latency.model_dump() == {
@@ -286,6 +286,37 @@ def test_one_catalogue_is_asked_on_one_connection() -> None:
     for asked in backend.by_thread.values():
         changes = sum(one[0] != other[0] for one, other in pairwise(asked))
         assert (len(asked), changes) == (12, 1)
+
+
+def test_requests_follow_each_other_by_how_much_of_the_prompt_they_share() -> None:
+    others = [ToolSpec(name=name) for name in ("b", "a", "c")]
+    catalogues = [(CLOCK, others[0]), (FETCH,), (CLOCK,), (CLOCK, others[1]), (FETCH, others[2])]
+    backend = Scripted()
+    run(measure(Suite(name="s", tasks=tuple(task(str(i), WANTED, c) for i, c in enumerate(catalogues))), backend))
+    assert backend.asked == ["2", "3", "0", "1", "4"]
+
+
+def test_several_suites_are_one_measurement_with_a_report_each(tmp_path: Path) -> None:
+    first, second = Suite(name="a", tasks=SUITE.tasks[:4]), Suite(name="b", tasks=SUITE.tasks[3:])
+    outs = [tmp_path / "a", tmp_path / "b"]
+    backend = Scripted()
+    steps = measure_all((first, second), backend, outs=outs)
+    events = []
+    while True:
+        try:
+            events.append(next(steps))
+        except StopIteration as end:
+            both = end.value
+            break
+    for suite, (report, attempts), out in zip((first, second), both, outs, strict=True):
+        (alone, _), _ = run(measure(suite, Scripted()))
+        assert report == alone
+        assert [attempt.task_id for attempt in attempts] == [t.id for t in suite.tasks]
+        assert len((out / ATTEMPTS).read_text().splitlines()) == len(suite.tasks)
+    assert sorted(backend.asked) == sorted(t.request for t in (*first.tasks, *second.tasks))
+    assert backend.asked[0] == "other catalogue"
+    assert [event.done for event in events] == list(range(1, 10))
+    assert {event.data["suite"] for event in events} == {"a", "b"}
 
 
 def test_our_own_error_in_a_worker_is_raised() -> None:

@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llm_tuner.evaluation import bfcl
+from llm_tuner.evaluation.asking import stop_if_unreachable
 from llm_tuner.evaluation.attempts import Attempts
 from llm_tuner.evaluation.bfcl_environment import Environment, EnvironmentLost, fetch
 from llm_tuner.evaluation.intervals import rate
-from llm_tuner.evaluation.measure import latency, stop_if_unreachable
+from llm_tuner.evaluation.measure import latency
 from llm_tuner.evaluation.render import Failure, write
 from llm_tuner.evaluation.target import Target, locate, opened
 from llm_tuner.evaluation.wording import Language

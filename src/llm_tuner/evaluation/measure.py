@@ -7,28 +7,25 @@ stopped.
 
 from __future__ import annotations
 
-import math
 import re
-import threading
-import time
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
-from queue import SimpleQueue
 from statistics import median, quantiles
 from typing import NamedTuple
 
+from llm_tuner.evaluation.asking import PATIENCE, Question, answered, stop_if_unreachable
 from llm_tuner.evaluation.attempts import Attempts, Judged
 from llm_tuner.evaluation.counts import confusion, offered, schema_valid, servers_of, tokens, tools_of
 from llm_tuner.evaluation.intervals import rate
 from llm_tuner.scoring import Rules, made_calls, score, wants_call
-from llm_tuner.store.suite import Suite, catalogue_key
+from llm_tuner.store.suite import Suite
 from llm_tuner.types import (
     GREEDY,
     Attempt,
     Backend,
     ChatOptions,
-    CorruptModel,
     EmptyData,
     Event,
     Json,
@@ -36,20 +33,12 @@ from llm_tuner.types import (
     ModelError,
     Rate,
     Report,
-    RuntimeUnavailable,
     SetupError,
-    SourceUnreachable,
     Task,
-    UnknownModel,
     Verdict,
 )
 
-PATIENCE = 3
-"""So many equal errors in a row of a backend that cannot be reached end the measurement."""
-
-_UNREACHABLE = (RuntimeUnavailable, SourceUnreachable, UnknownModel, CorruptModel)
 _MOST_VALUES = 16  # a tag with more values, or another one for every task, names tasks: it does not group them
-_LONGEST_ERROR = 500
 _FIXED = ("language", "category", "server")
 
 
@@ -84,49 +73,98 @@ def measure(
 ) -> Generator[Event, None, tuple[Report, Judged]]:
     """Ask the backend every task of the suite; return the report and the attempts in the suite's order.
 
-    One event a task; its `data` holds the task's id, the verdict's reason and the running rates (0..1). With `out` the
-    attempts are appended to `out/attempts.jsonl`, and those already there are not asked again (failed ones are). A task
-    that stands twice in the suite is asked once. A ModelError becomes an attempt with its `error`; the same error of a
-    backend that cannot be reached three times in a row is raised. `sha256` is the model file's. `judge` gives the
-    attempts' verdicts in the place of `score`; the report is about calls all the same.
-
-    `at_a_time` requests are sent at a time, for servers with so many slots. Requests with one catalogue follow each
-    other on one connection, so that the prompt cache of one slot serves them; what is reported does not depend on the
-    order, but times include what a request waited for the others.
-
-    Raises EmptyData for a suite without tasks, DataError where `out` holds another backend's attempts, SetupError for
-    less than one request at a time.
+    As `measure_all` with one suite, whose `out` is the folder itself.
     """
-    if not suite.tasks:
-        raise EmptyData(f'The suite "{suite.name}" holds no task: there is nothing to measure.')
+    (measured,) = yield from measure_all(
+        (suite,),
+        backend,
+        options=options,
+        rules=rules,
+        outs=(out,),
+        machine=machine,
+        sha256=sha256,
+        judge=judge,
+        at_a_time=at_a_time,
+    )
+    return measured
+
+
+def measure_all(
+    suites: Sequence[Suite],
+    backend: Backend,
+    *,
+    options: ChatOptions = GREEDY,
+    rules: Rules = "strict",
+    outs: Sequence[Path | None] = (),
+    machine: Mapping[str, str] | None = None,
+    sha256: str = "",
+    judge: Callable[[Task, Attempt], Verdict] | None = None,
+    at_a_time: int = 1,
+) -> Generator[Event, None, list[tuple[Report, Judged]]]:
+    """Ask the backend every task of every suite; return a report for each, with its attempts in the suite's order.
+
+    One event a task; its `data` holds the task's id, its suite, the verdict's reason and the running rates (0..1). With
+    a folder in `outs`, suite by suite, its attempts are appended to `attempts.jsonl` there, and those already there are
+    not asked again (failed ones are). A task that stands twice in a suite is asked once. A ModelError becomes an
+    attempt with its `error`; the same error of a backend that cannot be reached three times in a row is raised.
+    `sha256` is the model file's. `judge` gives the attempts' verdicts in the place of `score`; the report is about
+    calls all the same.
+
+    The tasks of all suites are asked in the order of their tools, so that each request shares as much of its prompt as
+    possible with the one before, and the runtime's prompt cache has it; `at_a_time` requests are sent at a time, for
+    servers with so many slots. What is reported does not depend on the order, but times include what a request waited
+    for the others.
+
+    Raises EmptyData for a suite without tasks, DataError where a folder holds another backend's attempts, SetupError
+    for less than one request at a time.
+    """
+    for suite in suites:
+        if not suite.tasks:
+            raise EmptyData(f'The suite "{suite.name}" holds no task: there is nothing to measure.')
     if at_a_time < 1:
         raise SetupError(f"{at_a_time} requests at a time measure nothing. Send at least 1.")
-    attempts = Attempts(out, {"model": sha256 or backend.name, "options": options.model_dump()})
-    tasks = {task.id: task for task in suite.tasks}
-    verdicts: dict[str, Verdict] = {}
-    running: Counter[str] = Counter()
-    errors: list[ModelError] = []
-
-    def judged(task: Task, attempt: Attempt) -> Event:
-        verdict = verdicts[task.id]
-        running.update(ok=int(verdict.ok), selection=int(verdict.selection_ok), parameters=int(verdict.parameters_ok))
-        return _event(task, verdict, running, len(verdicts), len(tasks))
-
+    identity: dict[str, Json] = {"model": sha256 or backend.name, "options": options.model_dump()}
+    told = dict(machine or {}) | ({"requests_at_a_time": str(at_a_time)} if at_a_time > 1 else {})
     decide = judge or (lambda task, attempt: score(task, attempt, rules=rules))
-    kept = [id_ for id_ in tasks if id_ in attempts]
-    for attempt in attempts.several(kept):
-        verdicts[attempt.task_id] = decide(tasks[attempt.task_id], attempt)
-        yield judged(tasks[attempt.task_id], attempt)
-    missing = [task for task in tasks.values() if task.id not in attempts]
-    for task, attempt, error in answered(missing, backend, options, at_a_time):
-        verdicts[task.id] = decide(task, attempt)
-        attempts.add(attempt.model_copy(update={"verdict": verdicts[task.id]}))
-        yield judged(task, attempt)
+    parts = [_Part(suite, Attempts(out, identity), decide) for suite, out in zip_longest(suites, outs[: len(suites)])]
+    running, total, errors = Counter[str](), sum(len(part.tasks) for part in parts), list[ModelError]()
+    for part in parts:
+        for attempt in part.attempts.several([id_ for id_ in part.tasks if id_ in part.attempts]):
+            yield _event(part, part.judge(attempt), running, total)
+    missing = [
+        Question(number, task)
+        for number, part in enumerate(parts)
+        for task in part.tasks.values()
+        if task.id not in part.attempts
+    ]
+    for question, attempt, error in answered(missing, backend, options, at_a_time):
+        part = parts[question.suite]
+        verdict = part.judge(attempt)
+        part.attempts.add(attempt.model_copy(update={"verdict": verdict}))
+        yield _event(part, verdict, running, total)
         errors = [*errors[-PATIENCE:], error] if error is not None else []
         stop_if_unreachable(errors)
-    ordered = attempts.judged({id_: verdicts[id_] for id_ in tasks})
-    told = dict(machine or {}) | ({"requests_at_a_time": str(at_a_time)} if at_a_time > 1 else {})
-    return tally(suite, ordered, backend=backend.name, rules=rules, machine=told, sha256=sha256), ordered
+    found = []
+    for part in parts:
+        ordered = part.attempts.judged({id_: part.verdicts[id_] for id_ in part.tasks})
+        report = tally(part.suite, ordered, backend=backend.name, rules=rules, machine=told, sha256=sha256)
+        found.append((report, ordered))
+    return found
+
+
+class _Part:
+    """One of the suites while it is measured."""
+
+    def __init__(self, suite: Suite, attempts: Attempts, decide: Callable[[Task, Attempt], Verdict]) -> None:
+        self.suite, self.attempts, self._decide = suite, attempts, decide
+        self.tasks = {task.id: task for task in suite.tasks}
+        self.verdicts: dict[str, Verdict] = {}
+        self.last = ""
+
+    def judge(self, attempt: Attempt) -> Verdict:
+        self.last = attempt.task_id
+        self.verdicts[self.last] = self._decide(self.tasks[self.last], attempt)
+        return self.verdicts[self.last]
 
 
 def tally(
@@ -199,86 +237,10 @@ def latency(attempts: Iterable[Attempt]) -> Latency:
 # -------------------------------------------------------------------------------------------------------------- asking
 
 
-Answered = tuple[Task, Attempt, ModelError | None]
-
-
-def answered(
-    tasks: Sequence[Task], backend: Backend, options: ChatOptions = GREEDY, at_a_time: int = 1
-) -> Iterator[Answered]:
-    """Every task's attempt as it comes, and the ModelError that made it a failed one. Closing the iterator stops: what
-    is in flight is given up."""
-    lots = _lots(tasks, at_a_time)
-    if at_a_time == 1:
-        yield from (_ask(task, backend, options) for lot in lots for task in lot)
-        return
-    done: SimpleQueue[Answered | BaseException] = SimpleQueue()
-    stopped = threading.Event()
-    ahead = threading.Semaphore(at_a_time)  # answers that nobody has taken yet would be lost with the process
-
-    def work() -> None:
-        try:
-            while not stopped.is_set():
-                for task in lots.popleft():
-                    ahead.acquire()
-                    if stopped.is_set():
-                        return
-                    done.put(_ask(task, backend, options))
-        except IndexError:  # another worker took the last lot
-            return
-        except BaseException as error:  # ours, not the model's: raised where the answers are taken
-            done.put(error)
-
-    for _ in range(at_a_time):
-        threading.Thread(target=work, name="llm-tuner-asking", daemon=True).start()
-    try:
-        for _ in tasks:
-            one = done.get()
-            if isinstance(one, BaseException):
-                raise one
-            yield one
-            ahead.release()
-    finally:
-        stopped.set()
-        ahead.release(at_a_time)
-
-
-def _lots(tasks: Sequence[Task], at_a_time: int) -> deque[list[Task]]:
-    """Tasks of one catalogue, which one connection asks one after the other: the runtime then keeps the catalogue's
-    part of the prompt. A catalogue of many tasks is several lots, so that no connection is left with most of them."""
-    by_catalogue: dict[str, list[Task]] = defaultdict(list)
-    for task in tasks:
-        by_catalogue[catalogue_key(task.tools)].append(task)
-    most = max(1, math.ceil(len(tasks) / at_a_time))
-    lots = [group[at : at + most] for group in by_catalogue.values() for at in range(0, len(group), most)]
-    return deque(lots if at_a_time == 1 else sorted(lots, key=len, reverse=True))
-
-
-def _ask(task: Task, backend: Backend, options: ChatOptions) -> Answered:
-    start = time.perf_counter()
-    try:
-        reply = backend.chat(task.messages, task.tools, options)
-        reply.message.model_dump_json()  # what cannot be kept is this answer's fault, and not the end of the rest
-    except ModelError as error:
-        return task, Attempt(task_id=task.id, backend=backend.name, error=str(error) or type(error).__name__), error
-    except (ValueError, RecursionError) as error:
-        told = f"What came back is no message: {type(error).__name__}: {error}"[:_LONGEST_ERROR]
-        return task, Attempt(task_id=task.id, backend=backend.name, error=told), None
-    timing = reply.timing
-    if timing.total_ms == 0:
-        timing = timing.model_copy(update={"total_ms": (time.perf_counter() - start) * 1000})
-    message, usage = reply.message, reply.usage
-    return task, Attempt(task_id=task.id, backend=backend.name, messages=(message,), usage=usage, timing=timing), None
-
-
-def stop_if_unreachable(errors: Sequence[ModelError]) -> None:
-    """Raises the last error where a backend that cannot be reached gave it PATIENCE times in a row."""
-    last = errors[-PATIENCE:]
-    if len(last) == PATIENCE and isinstance(last[0], _UNREACHABLE) and len({(type(e), str(e)) for e in last}) == 1:
-        raise last[-1]
-
-
-def _event(task: Task, verdict: Verdict, running: Counter[str], done: int, total: int) -> Event:
-    data: dict[str, Json] = {"task": task.id, "reason": verdict.reason}
+def _event(part: _Part, verdict: Verdict, running: Counter[str], total: int) -> Event:
+    running.update(n=1, ok=int(verdict.ok), selection=int(verdict.selection_ok), parameters=int(verdict.parameters_ok))
+    done = running["n"]
+    data: dict[str, Json] = {"task": part.last, "suite": part.suite.name, "reason": verdict.reason}
     data |= {name: running[name] / done for name in ("ok", "selection", "parameters")}
     message = f"{running['ok']} of {done} right"
     return Event(step="measure", message=message, done=done, total=total, unit="tasks", data=data)
