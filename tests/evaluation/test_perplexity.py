@@ -123,18 +123,27 @@ def test_student(freedom: int, t: float) -> None:
     assert student(freedom) == pytest.approx(t, rel=2e-3)
 
 
+DRAWN = [(1.5, 200, "a")] * 8 + [(0.8, 100, "b")] * 16
+
+
 def passage(number: int, bits: float, bytes_: int, kind: str = "k") -> Passage:
     return Passage(id=f"{number}", kind=kind, hash=f"{number}", bytes=bytes_, tokens=9, nats=bits * math.log(2))
 
 
 def test_intervals_cover_what_the_passages_were_drawn_from() -> None:
-    draw, covered = np.random.default_rng(1), 0
+    """Two kinds: 8 passages of 200 bytes with 1.5 bits a byte, and 16 of 100 with 0.8: 1.15 bits a byte in all."""
+    draw, covered, widths = np.random.default_rng(1), 0, []
     for _ in range(1000):
-        sizes = draw.integers(100, 300, 24)
-        bits = sizes * (1.1 + 0.3 * draw.standard_normal(24))  # 1.1 bits a byte
-        found = estimated("t", [passage(i, b, int(n)) for i, (b, n) in enumerate(zip(bits, sizes, strict=True))])
-        covered += found.bits_per_byte[ALL].low <= 1.1 <= found.bits_per_byte[ALL].high
+        found = estimated(
+            "t",
+            [passage(i, n * (mean + 0.2 * draw.standard_normal()), n, kind) for i, (mean, n, kind) in enumerate(DRAWN)],
+        )
+        all_ = found.bits_per_byte[ALL]
+        covered += all_.low <= 1.15 <= all_.high
+        widths.append(all_.high - all_.low)
     assert 930 <= covered <= 970
+    # What the kinds differ by is no chance. 0.2 bits a byte are, and of these sqrt(8 * 200^2 + 16 * 100^2) / 3200.
+    assert np.mean(widths) == pytest.approx(2 * 2.07 * 0.2 * 480_000**0.5 / 3200, rel=0.05)
 
 
 def pair(shift: float, noise: float) -> tuple[Perplexity, Perplexity]:

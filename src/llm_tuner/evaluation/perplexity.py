@@ -6,8 +6,8 @@ log-probability is the runtime's own, of the very token of the text; a runtime t
 and two measurements are only compared where their text was the same.
 
 Each passage stands by itself, after the model's BOS (or its EOS, where it has no BOS), and all its tokens count. The
-passages are the sample: an interval says how much another text of such passages might differ. It is that of a ratio of
-sums (Cochran 1977, Sampling Techniques, 6.3) with Student's t.
+passages are the sample: an interval says how much another text of such passages, as many of each kind, might differ. It
+is that of a ratio of sums, stratified by kind (Cochran 1977, Sampling Techniques, 6.11), with Student's t.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Callable, Generator, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from statistics import variance
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from llm_tuner.evaluation.intervals import student
@@ -143,18 +144,19 @@ def _measured(backend: Predicting, text: Text) -> Passage:
 
 
 def _by_kind(found: Sequence[Passage]) -> dict[str, list[Passage]]:
-    kinds: dict[str, list[Passage]] = {ALL: list(found)}
+    kinds: dict[str, list[Passage]] = {}
     for passage in found:
         kinds.setdefault(passage.kind, []).append(passage)
-    return {kind: some for kind, some in kinds.items() if len(some) > 1}  # one alone has no interval
+    kinds = {kind: some for kind, some in kinds.items() if len(some) > 1}  # one alone has no interval
+    return {ALL: [passage for some in kinds.values() for passage in some], **kinds} if kinds else {}
 
 
 def _bits(found: Sequence[Passage]) -> Estimate:
-    return _estimate(*_ratio([p.nats / math.log(2) for p in found], [p.bytes for p in found]))
+    return _estimate(*_ratio([Term(p.kind, p.nats / math.log(2), p.bytes) for p in found]))
 
 
 def _a_token(found: Sequence[Passage]) -> Estimate:
-    return _estimate(*_ratio([p.nats for p in found], [p.tokens for p in found]), math.exp)
+    return _estimate(*_ratio([Term(p.kind, p.nats, p.tokens) for p in found]), math.exp)
 
 
 def _estimate(value: float, half: float, scale: Callable[[float], float] = float) -> Estimate:
@@ -162,8 +164,7 @@ def _estimate(value: float, half: float, scale: Callable[[float], float] = float
 
 
 def _change(kind: str, pairs: Sequence[tuple[Passage, Passage]]) -> TextChange:
-    bits = [(new.nats - old.nats) / math.log(2) for old, new in pairs]
-    difference, half = _ratio(bits, [new.bytes for _, new in pairs])
+    difference, half = _ratio([Term(new.kind, (new.nats - old.nats) / math.log(2), new.bytes) for old, new in pairs])
     before, after = (_bits([pair[side] for pair in pairs]).value for side in (0, 1))
     return TextChange(
         kind=kind,
@@ -178,9 +179,20 @@ def _change(kind: str, pairs: Sequence[tuple[Passage, Passage]]) -> TextChange:
     )
 
 
-def _ratio(over: Sequence[float], under: Sequence[float]) -> tuple[float, float]:
-    """The ratio of two sums of two numbers or more, and half of its 95 % interval."""
-    n, total = len(over), math.fsum(under)
-    ratio = math.fsum(over) / total
-    residuals = math.fsum((y - ratio * x) ** 2 for y, x in zip(over, under, strict=True))
-    return ratio, student(n - 1) * math.sqrt(n / (n - 1) * residuals) / total
+class Term(NamedTuple):
+    """What one passage adds to the two sums."""
+
+    kind: str
+    over: float
+    under: float
+
+
+def _ratio(terms: Sequence[Term]) -> tuple[float, float]:
+    """The ratio of the two sums, and half of its 95 % interval. There are two passages of each kind or more."""
+    total = math.fsum(term.under for term in terms)
+    ratio = math.fsum(term.over for term in terms) / total
+    residuals: dict[str, list[float]] = {}
+    for term in terms:
+        residuals.setdefault(term.kind, []).append(term.over - ratio * term.under)
+    squares = math.fsum(len(some) * variance(some) for some in residuals.values())
+    return ratio, student(len(terms) - len(residuals)) * math.sqrt(squares) / total
