@@ -64,6 +64,9 @@ def said(text: str, expected: str) -> bool:
         ('"ABC"', "'ABC'"),
         ("len('tool' * 3) = 12", "12"),
         ("DISTINCT", "'DISTINCT'"),
+        ("-7 // 2 equals -4", "-4"),
+        ("The query returns 9.", "9"),
+        ("12\n\nThe word has four letters, and", "12"),
     ],
 )
 def test_right_answers_are_recognised(text: str, expected: str) -> None:
@@ -136,5 +139,8 @@ def test_two_models_are_compared_by_it(tmp_path: Path, monkeypatch: pytest.Monke
     assert load(tmp_path / "30" / "suite.jsonl") == questions()
     found = compare(open_parts(str(tmp_path / "30")), open_parts(str(tmp_path / "12")))
     assert [(change.metric, change.lost, change.regression) for change in found.changes] == [("ok", 18, True)]
+    assert before.perplexity is not None
+    assert [note for note in found.notes if before.perplexity.why in note] == list(found.notes)
+    assert "Knowing, which serves knowing, gives no log-probabilities" in before.perplexity.why
     assert all(flip.before and flip.after for flip in found.flips)
     assert "no idea" in (tmp_path / "12" / "report.html").read_text(encoding="utf-8")

@@ -18,10 +18,11 @@ from llm_tuner.evaluation.attempts import ATTEMPTS
 from llm_tuner.evaluation.counts import servers_of, tools_of
 from llm_tuner.evaluation.details import Entry, cut, entry
 from llm_tuner.evaluation.intervals import METRICS, Metric, Paired, common, paired
+from llm_tuner.evaluation.perplexity import TextChange, compare_texts
 from llm_tuner.scoring import Reading
 from llm_tuner.store import Store, read_jsonl
 from llm_tuner.store import suite as suites
-from llm_tuner.types import Attempt, DataError, Report, Task, Value, Verdict
+from llm_tuner.types import Attempt, DataError, Perplexity, Report, Task, Value, Verdict
 
 REPORT, SUITE = "report.json", "suite.jsonl"
 LONGEST_DETAIL = 300
@@ -87,7 +88,8 @@ class Comparison(Value):
 
     `groups[dimension][value]` is the change of `ok` in a part of them; `broke` and `mended` count flipped tasks by
     `reason` (of the wrong answer), `tool` and `server`; all of these, and the flips, by the `reading` that was asked
-    for. `notes` are sentences about what limits the comparison.
+    for. `texts` are the changes of bits a byte, where both sides read the same text. `notes` are sentences about what
+    limits the comparison.
     """
 
     before: Side
@@ -102,11 +104,19 @@ class Comparison(Value):
     mended: dict[str, dict[str, int]]
     flips: tuple[Flip, ...]
     times: Times
+    texts: tuple[TextChange, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
     def regressions(self) -> tuple[Change, ...]:
         return tuple(change for change in self.changes if change.regression)
+
+    @property
+    def worse(self) -> tuple[str, ...]:
+        """The names of everything that decides and is worse beyond its interval: metrics, and "bits_per_byte" of the
+        whole text (of its kinds, as of groups, some lie beyond by chance)."""
+        text = [change for change in self.texts[:1] if change.regression]
+        return (*(change.metric for change in self.regressions), *("bits_per_byte" for _ in text))
 
 
 def open_parts(which: str, store: Store | None = None, only: str = "") -> tuple[Part, ...]:
@@ -149,6 +159,7 @@ def compare(
     tasks = _tasks((*after, *before), ids)
     where = {id_: part.name for part in before for id_ in part.report.verdicts}
     flips, times = _flips(_Pair(old, new, tuple(before), tuple(after)), tasks, where, most_flips)
+    texts, of_texts = _texts(before, after)
     return Comparison(
         before=_side(before, old),
         after=_side(after, new),
@@ -162,7 +173,8 @@ def compare(
         mended=_tally(tasks, (flip for flip in flips if flip.gained)),
         flips=flips,
         times=times,
-        notes=tuple(_notes(old, new, ids, tasks, flips, times)),
+        texts=texts,
+        notes=(*_notes(old, new, ids, tasks, flips, times), *of_texts),
     )
 
 
@@ -364,6 +376,25 @@ def _times(old: Report, new: Report, before: Mapping[str, float], after: Mapping
         return Times(n=0, same_machine=same)
     first, second = median(before[id_] for id_ in both), median(after[id_] for id_ in both)
     return Times(n=len(both), before_p50_ms=first, after_p50_ms=second, ratio=second / first, same_machine=same)
+
+
+def _texts(before: Sequence[Part], after: Sequence[Part]) -> tuple[tuple[TextChange, ...], list[str]]:
+    """What changed of the perplexity, and what is to be said where it cannot be compared."""
+    sides = {name: _perplexity(parts) for name, parts in (("before", before), ("after", after))}
+    if not any(sides.values()):
+        return (), []
+    notes = [f"Perplexity of {name}: {found.why if found else 'not in the report.'}" for name, found in sides.items()]
+    missing = [note for note, found in zip(notes, sides.values(), strict=True) if found is None or found.why]
+    old, new = sides["before"], sides["after"]
+    if missing or old is None or new is None:
+        return (), missing
+    if old.text != new.text:
+        return (), ["The two sides read different texts: their perplexities are not compared."]
+    return compare_texts(old, new), []
+
+
+def _perplexity(parts: Sequence[Part]) -> Perplexity | None:
+    return next((part.report.perplexity for part in parts if part.report.perplexity), None)
 
 
 def _side(parts: Sequence[Part], together: Report) -> Side:

@@ -1,8 +1,8 @@
-"""A small check of general skill: short questions about code, each with one exact answer. No tools are offered.
+"""A small check of general skill: short questions about code, each with one exact answer, and the perplexity of a text.
 
-Not a benchmark, and it executes nothing: the answer's text is compared. The rule it protects: a model that was tuned
-to call tools is not promoted for calls while it forgets the rest unnoticed. Forty questions show a collapse, not a
-scratch: the interval says how little they can tell.
+Not a benchmark, and it executes nothing: the answer's text is compared, and no tools are offered. The rule it protects:
+a model that was tuned to call tools is not promoted for calls while it forgets the rest unnoticed. Forty questions show
+a collapse, the perplexity shows a scratch.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from llm_tuner.evaluation.details import details
 from llm_tuner.evaluation.intervals import rate
 from llm_tuner.evaluation.measure import measure
+from llm_tuner.evaluation.perplexity import measure_perplexity
 from llm_tuner.evaluation.render import failures, write
 from llm_tuner.evaluation.target import Target, locate, opened
 from llm_tuner.models.resources import machine
@@ -55,7 +56,7 @@ def _tasks(text: str) -> Iterator[Task]:
 
 
 def general(target: Target, *, out: Path | None = None) -> Generator[Event, None, Report]:
-    """Ask all questions; with `out` keep attempts and write the report, as every measurement does.
+    """Ask all questions, then measure the perplexity; with `out` keep both and write the report.
 
     A second call with the same `out` goes on where the first one stopped.
     """
@@ -65,7 +66,8 @@ def general(target: Target, *, out: Path | None = None) -> Generator[Event, None
         measured, attempts = yield from measure(
             suite, backend, options=options, out=out, machine=machine(), sha256=located.sha256, judge=judge
         )
-    report = _report(measured, suite, attempts)
+        perplexity = yield from measure_perplexity(backend, out=out)
+    report = _report(measured, suite, attempts).model_copy(update={"perplexity": perplexity})
     if out is not None:
         save(suite, out / "suite.jsonl")
         write(out, report, failures(suite, attempts), details=details(suite.tasks, attempts))
@@ -114,8 +116,9 @@ def _readings(text: str) -> Iterator[str]:
     yield from re.findall(r"```\w*\n(.*?)```", text, flags=re.DOTALL)[-1:]
     yield from re.findall(r"`([^`\n]+)`", text)[-1:]
     if lines := text.strip().splitlines():
+        yield lines[0]  # the value, then an explanation that nobody asked for
         yield lines[-1]
-        yield re.split(r":| is | to | = ", lines[-1])[-1]
+        yield re.split(r":| is | to | = | equals | returns | prints | gives ", lines[-1])[-1]
 
 
 def _same(said: str, expected: str) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from llm_tuner.evaluation.details import Details, calls_text, expected
-from llm_tuner.evaluation.figures import Curve, bars, confusion_table, differences, number, plotted, points
+from llm_tuner.evaluation.figures import Curve, bars, confusion_table, differences, number, plotted, points, spreads
 from llm_tuner.evaluation.intervals import Metric, Paired, paired
 from llm_tuner.evaluation.summary import summary
 from llm_tuner.evaluation.wording import WORDS, Language
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
     from llm_tuner.evaluation.compare import Comparison
+    from llm_tuner.evaluation.latency import LatencyReport, Spread
 
 RATES = (
     "ok",
@@ -45,6 +46,8 @@ RATES = (
 GROUP_RATES = ("ok", "selection", "parameters", "parameters_lenient", "no_call")
 COMPARED: tuple[Metric, ...] = ("ok", "selection", "parameters")
 LATENCIES = ("p50_ms", "p95_ms", "p99_ms", "first_token_p50_ms", "tokens_per_s")
+
+TIMED: tuple[Literal["first_token", "total"], ...] = ("first_token", "total")
 
 TOKENS = ("prompt_p50", "completion_p50", "prompt", "cached", "completion")
 
@@ -142,6 +145,26 @@ def write_comparison(folder: Path, comparison: Comparison, language: Language = 
         "compare.json": comparison.model_dump_json(indent=1) + "\n",
         "compare.md": comparison_to_markdown(comparison, language),
         "compare.html": comparison_to_html(comparison, language),
+    }
+    return _written(folder, texts)
+
+
+def latency_to_markdown(report: LatencyReport, language: Language = "en") -> str:
+    """What was timed, of what and on what, as GitHub-flavoured Markdown."""
+    return _template("latency.md").render(_latency_page(report, language))
+
+
+def latency_to_html(report: LatencyReport, language: Language = "en") -> str:
+    """The same as one self-contained page, with the percentiles drawn."""
+    return _template("latency.html").render(_latency_page(report, language))
+
+
+def write_latency(folder: Path, report: LatencyReport, language: Language = "en") -> tuple[Path, ...]:
+    """Write latency.json, latency.md and latency.html into the folder; return their paths."""
+    texts = {
+        "latency.json": report.model_dump_json(indent=1) + "\n",
+        "latency.md": latency_to_markdown(report, language),
+        "latency.html": latency_to_html(report, language),
     }
     return _written(folder, texts)
 
@@ -259,6 +282,20 @@ def _comparison_page(comparison: Comparison, language: Language) -> dict[str, An
     }
 
 
+def _latency_page(report: LatencyReport, language: Language) -> dict[str, Any]:
+    words = WORDS[language]
+    weights = f"{report.parameters / 1e9:.2f}B" if report.parameters else words["size_not_known"]
+    pictures = [(words[of], spreads(report.loads, of)) for of in TIMED]
+    return {
+        "t": words,
+        "language": language,
+        "page_title": f"{words['latency_title']}: {report.backend}",
+        "r": report,
+        "served": ", ".join(filter(None, (weights, report.quantisation))),
+        "pictures": [(label, picture) for label, picture in pictures if picture is not None],
+    }
+
+
 def _got(attempt: Attempt) -> str:
     message = answer(attempt)
     calls = made_calls(attempt, "lenient")
@@ -287,7 +324,7 @@ def _template(name: str) -> Template:
         lstrip_blocks=True,
     )
     environment.filters.update(percent=_percent, interval=_interval, points=points, number=number, p=_p)
-    environment.filters.update(short=_summary, share=_share, pairs=_pairs)
+    environment.filters.update(short=_summary, share=_share, pairs=_pairs, spread=_spread)
     return environment.get_template(name)
 
 
@@ -310,6 +347,10 @@ def _interval(rate: Rate | None) -> str:
 
 def _share(value: float) -> str:
     return f"{value * 100:.1f} %"
+
+
+def _spread(found: Spread) -> str:
+    return " / ".join(number(value) for value in (found.p50, found.p95, found.p99))
 
 
 def _pairs(words: dict[str, str]) -> str:

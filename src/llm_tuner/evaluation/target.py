@@ -6,12 +6,12 @@ that measures a model named by the user resolve that name in one way.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from llm_tuner.evaluation.details import details
-from llm_tuner.evaluation.measure import measure
+from llm_tuner.evaluation.measure import measure_all
 from llm_tuner.evaluation.render import failures, write
 from llm_tuner.evaluation.wording import Language
 from llm_tuner.models import catalogue
@@ -101,23 +101,38 @@ def evaluate(
     out: Path | None = None,
     language: Language = "en",
 ) -> Generator[Event, None, Report]:
-    """Locate, open, measure; with `out` also keep the suite and attempts.jsonl there and write report.json, .md, .html.
+    """As `evaluate_all` with one suite, whose `out` is the folder itself."""
+    reports = yield from evaluate_all(target, [(suite, out)], rules=rules, options=options, language=language)
+    return reports[0]
 
-    A second call with the same `out` goes on where the first one stopped.
+
+def evaluate_all(
+    target: Target,
+    suites: Sequence[tuple[Suite, Path | None]],
+    *,
+    rules: Rules = "strict",
+    options: ChatOptions = GREEDY,
+    language: Language = "en",
+) -> Generator[Event, None, tuple[Report, ...]]:
+    """Locate, open once, measure every suite; where one has a folder, also keep the suite and attempts.jsonl there and
+    write report.json, .md, .html.
+
+    A second call with the same folders goes on where the first one stopped.
     """
     located = yield from locate(target)
     with opened(located) as backend:
-        report, attempts = yield from measure(
-            suite,
+        measured = yield from measure_all(
+            [suite for suite, _ in suites],
             backend,
             options=options,
             rules=rules,
-            out=out,
+            outs=[out for _, out in suites],
             machine=machine(),
             sha256=located.sha256,
             at_a_time=target.at_a_time,
         )
-    if out is not None:
-        save(suite, out / "suite.jsonl")
-        write(out, report, failures(suite, attempts), language, details(suite.tasks, attempts))
-    return report
+    for (suite, out), (report, attempts) in zip(suites, measured, strict=True):
+        if out is not None:
+            save(suite, out / "suite.jsonl")
+            write(out, report, failures(suite, attempts), language, details(suite.tasks, attempts))
+    return tuple(report for report, _ in measured)

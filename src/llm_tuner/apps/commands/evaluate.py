@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -161,29 +162,23 @@ def bfcl(
 
     Example: llm-tuner eval bfcl --model demo:stable --categories simple_python,hallucination --limit 50
     """
-    from llm_tuner.evaluation import bfcl as benchmark
-    from llm_tuner.evaluation import bfcl_multi_turn as conversations
-    from llm_tuner.evaluation.leaderboard import of_reports
-    from llm_tuner.evaluation.target import evaluate
+    from llm_tuner.evaluation.benchmark import evaluate_categories
 
-    target = _target(model, ollama, base_url, context=context, threads=threads, at_a_time=parallel)
-    reports = []
-    for category in conversations.named(categories):
-        if category in conversations.CATEGORIES:
-            steps = conversations.evaluate(
-                target,
-                category,
-                limit,
-                seed=seed,
-                reading="lenient" if lenient else "native",
-                out=out_folder / category if out_folder else None,
-            )
-            reports.append(drive(steps))
-            continue
-        drive(benchmark.fetch())
-        tasks = benchmark.load(category, limit, seed)
-        folder = out_folder / category if out_folder else None
-        reports.append(drive(evaluate(target, tasks, rules="bfcl", out=folder)))
+    steps = evaluate_categories(
+        _target(model, ollama, base_url, context=context, threads=threads, at_a_time=parallel),
+        categories,
+        limit,
+        seed=seed,
+        reading="lenient" if lenient else "native",
+        out=out_folder,
+    )
+    print_benchmark(drive(steps), json)
+
+
+def print_benchmark(reports: Sequence[Report], json: bool) -> None:
+    """The rates of each category, then the scores of the groups and over all, in both readings."""
+    from llm_tuner.evaluation.leaderboard import of_reports
+
     scores = {"native": of_reports(reports), "lenient": of_reports(reports, "lenient")}
     if json:
         documents = [report.model_dump(mode="json", exclude={"verdicts"}) for report in reports]
@@ -218,7 +213,7 @@ def _interval(value: float | None, low: float | None, high: float | None) -> lis
     return [f"{value * 100:.2f} %", f"{low * 100:.1f}-{high * 100:.1f}"]
 
 
-def _show(reports: list[Report], json: bool) -> None:
+def _show(reports: Sequence[Report], json: bool) -> None:
     document: list[dict[str, Any]] = [report.model_dump(mode="json", exclude={"verdicts"}) for report in reports]
 
     def text() -> str:
