@@ -555,7 +555,8 @@ GATE_REFUSED = 3
 
 def by_name(tools: Sequence[ToolSpec]) -> Mapping[str, ToolSpec]:
     """Tools by their name; the first wins."""
-    out: dict[str, ToolSpec] = {}
-    for tool in tools:
-        out.setdefault(tool.name, tool)
+    out = {tool.name: tool for tool in tools}
+    if len(out) < len(tools):
+        for tool in reversed(tools):
+            out[tool.name] = tool
     return out

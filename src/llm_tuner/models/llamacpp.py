@@ -217,7 +217,7 @@ class Embedded:
         try:
             answer = self._http.request(method, path, json=body)
         except httpx2.TimeoutException as e:
-            raise RuntimeUnavailable(f"{self._name} did not answer in time ({self._http.timeout.read:g} s).") from e
+            raise ModelError(f"{self._name} did not answer in time ({self._http.timeout.read:g} s).") from e
         except httpx2.TransportError as e:
             raise RuntimeUnavailable(self._obituary(e)) from e
         if answer.is_success:

@@ -38,11 +38,12 @@ class Judge(Protocol):
     ) -> Verdict: ...
 
 
-_verdict = TypeAdapter(Verdict).validate_python  # a third faster than Verdict(), which is most of a judgement's time
+# The schema's own validator: the same as Verdict() in less than two thirds of the time, which counts in a judgement.
+_validator = TypeAdapter(Verdict).validator
 
 
 def failed(reason: Reason, detail: str, credit: float = 0.0, *, selection_ok: bool = False) -> Verdict:
-    return _verdict(
+    made: Verdict = _validator.validate_python(
         {
             "ok": False,
             "selection_ok": selection_ok,
@@ -52,6 +53,7 @@ def failed(reason: Reason, detail: str, credit: float = 0.0, *, selection_ok: bo
             "detail": detail,
         }
     )
+    return made
 
 
 def passed(detail: str) -> Verdict:
