@@ -65,6 +65,13 @@ def said(text: str, expected: str) -> bool:
         ("len('tool' * 3) = 12", "12"),
         ("DISTINCT", "'DISTINCT'"),
         ("-7 // 2 equals -4", "-4"),
+        # What SmolLM2-135M wrote.
+        ("The Python expression `'abc'.upper()` evaluates to `'ABC'`. This is a string that is `upper()`.", "'ABC'"),
+        ("The Python expression `10 == 10.0` evaluates to `True` because `10` and `10.0` are equal.", "True"),
+        ("The JavaScript expression `[1, 2, 3].length` evaluates to 3, which is the length of `[1, 2, 3]`.", "3"),
+        ("The expression evaluates to:\n\n```python\n[1, 2]\n```\nbecause `x` is a list", "[1, 2]"),
+        ("It evaluates to a list. The answer is **12**.", "12"),
+        ("The result is 1.5; the rest is dropped", "1.5"),
         ("The query returns 9.", "9"),
         ("12\n\nThe word has four letters, and", "12"),
     ],
@@ -80,6 +87,9 @@ def test_right_answers_are_recognised(text: str, expected: str) -> None:
         ("", "12"),
         ("12 or 13", "12"),
         ("12.0", "12"),
+        ("`bool([])` evaluates to `True` because `False` is a special value that is `False`", "False"),  # SmolLM2-135M
+        ("It evaluates to 13 because 12", "12"),
+        ("The answer is 12.5", "12"),
         ("1", "True"),
         ("abc", "'ABC'"),
         ("[1, 2]", "[1, 2, 3]"),
