@@ -31,6 +31,9 @@ RULES = "general"
 
 _MAX_TOKENS = 48
 _LONGEST = 400
+_ANSWER_IS = re.compile(r"\b(?:answer|result|output)(?: is\b|:)", re.IGNORECASE)
+_EVALUATES_TO = re.compile(r"\bevaluates? to\b", re.IGNORECASE)
+_GOES_ON = re.compile(r"\.(?=\s|$)|,? (?=(?:which|because|since|as|so)\b)|;")
 _ASK = "Answer with the value only, no explanation."
 
 
@@ -111,8 +114,12 @@ def _report(measured: Report, suite: Suite, judged: Iterable[Attempt]) -> Report
 
 
 def _readings(text: str) -> Iterator[str]:
-    """The places in an answer where the value may stand."""
+    """The places in an answer where the value may stand. Where it says what the answer is, only there: the reasons that
+    follow speak of other values, too."""
     yield text
+    if stated := _stated(text):
+        yield from stated
+        return
     yield from re.findall(r"```\w*\n(.*?)```", text, flags=re.DOTALL)[-1:]
     yield from re.findall(r"`([^`\n]+)`", text)[-1:]
     if lines := text.strip().splitlines():
@@ -121,8 +128,21 @@ def _readings(text: str) -> Iterator[str]:
         yield re.split(r":| is | to | = | equals | returns | prints | gives ", lines[-1])[-1]
 
 
+def _stated(text: str) -> list[str]:
+    """What follows the last "the answer is", or else the first "evaluates to": marked as code, or up to where the
+    sentence goes on."""
+    found = _ANSWER_IS.split(text)[1:][-1:] or _EVALUATES_TO.split(text, maxsplit=1)[1:]
+    if not found:
+        return []
+    rest = found[0].lstrip(": \n")
+    if code := re.match(r"```\w*\n(.*?)```|`([^`\n]+)`", rest, flags=re.DOTALL):
+        return [code[1] or code[2]]
+    line = rest.partition("\n")[0]
+    return [line, *(line[: cut.start()] for cut in _GOES_ON.finditer(line))]
+
+
 def _same(said: str, expected: str) -> bool:
-    said = said.strip().strip("`").strip()
+    said = said.strip().strip("`*").strip()
     for form in (said, said.removesuffix(".")):
         if form == expected or (_value(form) is not None and _value(form) == _value(expected)):
             return True

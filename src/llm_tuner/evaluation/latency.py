@@ -321,7 +321,9 @@ class _Timed:
         timing = self.reply.timing
         if timing.first_token_ms is not None:
             return timing.first_token_ms
-        return None if timing.generate_ms is None else max(0.0, self.total_ms - timing.generate_ms)
+        if timing.generate_ms is None:  # of an answer that is one token, Ollama leaves it out
+            return self.total_ms if self.reply.usage.completion_tokens == 1 else None
+        return max(0.0, self.total_ms - timing.generate_ms)
 
     @property
     def per_token_ms(self) -> float | None:
