@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_tuner.evaluation import score_file
-from llm_tuner.evaluation.measure import ATTEMPTS
+from llm_tuner.evaluation.attempts import ATTEMPTS
 from llm_tuner.scoring import Reading, made_calls, score
 from llm_tuner.store import read_jsonl
 from llm_tuner.store.suite import load

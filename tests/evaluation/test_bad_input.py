@@ -17,7 +17,8 @@ import pytest
 
 from evaluation.bad_server import SHAPES, BadServer, serving
 from llm_tuner.apps import cli
-from llm_tuner.evaluation.measure import ATTEMPTS, measure
+from llm_tuner.evaluation.attempts import ATTEMPTS
+from llm_tuner.evaluation.measure import measure
 from llm_tuner.models import http_answer
 from llm_tuner.models.ollama import Ollama
 from llm_tuner.models.openai_compatible import OpenAICompatible

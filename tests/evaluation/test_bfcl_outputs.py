@@ -10,7 +10,8 @@ import pytest
 
 from evaluation.bfcl_outputs import written_rows
 from llm_tuner.evaluation import bfcl, score_file
-from llm_tuner.evaluation.measure import ATTEMPTS, measure
+from llm_tuner.evaluation.attempts import ATTEMPTS
+from llm_tuner.evaluation.measure import measure
 from llm_tuner.models import dialects, openai_wire
 from llm_tuner.scoring import score
 from llm_tuner.store import append_jsonl
