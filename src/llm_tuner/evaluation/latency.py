@@ -293,7 +293,10 @@ def _served_by_ollama(backend: Ollama) -> _Served:
     shown = backend.server.show(backend.name)
     details, info = shown.get("details") or {}, shown.get("model_info") or {}
     names = (backend.name, f"{backend.name}:latest")
-    loaded = next((model for model in backend.server.running() if model.get("name") in names), None)
+    running = backend.server.running()
+    loaded = next((model for model in running if model.get("name") in names), None)
+    if loaded is None and len(running) == 1:  # a file that two names share is listed under the one that loaded it
+        loaded = running[0]
     device: Device = "unknown"
     if loaded is not None and loaded.get("size"):  # partly on the CPU counts as CPU: the slower part decides
         device = "gpu" if loaded.get("size_vram", 0) >= loaded["size"] else "cpu"
