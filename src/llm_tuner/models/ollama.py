@@ -139,7 +139,8 @@ class OllamaServer:
     """An Ollama server. `host` as Ollama itself understands OLLAMA_HOST, which is used when it is not given.
 
     Every method raises RuntimeUnavailable when no server answers, UnknownModel for a name that is not there, and
-    ModelError with Ollama's own words for anything else. `timeout` is seconds without a byte.
+    ModelError for anything else, with Ollama's own words where it has some. `timeout` is seconds of one answer; of a
+    pull or a create, seconds without a byte.
     """
 
     def __init__(self, host: str | None = None, *, timeout: float = 600) -> None:

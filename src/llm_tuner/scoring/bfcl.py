@@ -42,6 +42,10 @@ def judge(tools: Mapping[str, ToolSpec], wanted: Sequence[Wanted], made: Sequenc
     Each wanted call in turn takes the first of the calls left over that fits it; in an ordered task its own place is
     all that is left over.
     """
+    if len(wanted) == 1:  # by far the most: there is nothing to pair
+        name = wanted[0].name
+        wrong = _wrong(tools[name], wanted[0], made[0])
+        return ALL_RIGHT if wrong is None else _refused(name, wrong, arguments_credit(0, 1))
     left = list(made)
     for at, want in enumerate(wanted):
         name, first = want.name, None
@@ -56,15 +60,18 @@ def judge(tools: Mapping[str, ToolSpec], wanted: Sequence[Wanted], made: Sequenc
             first = first or wrong
         else:
             assert first is not None  # the names are the same multiset, and every name took a call of that name
-            return failed(first[0], f"{name}: {_told(*first)}", arguments_credit(at, len(wanted)), selection_ok=True)
+            return _refused(name, first, arguments_credit(at, len(wanted)))
     return ALL_RIGHT
 
 
-def _told(reason: Reason, name: str, value: Json, options: Sequence[Json]) -> str:
+def _refused(tool: str, wrong: Wrong, credit: float) -> Verdict:
+    reason, name, value, options = wrong
     if reason == "unexpected_parameter":
-        return f'"{name}" was not expected, got {show(value)}.'
-    found = "missing" if reason == "missing_parameter" else show(value)
-    return f'"{name}" is {found}, expected one of {show(options)}.'
+        detail = f'{tool}: "{name}" was not expected, got {show(value)}.'
+    else:
+        found = "missing" if reason == "missing_parameter" else show(value)
+        detail = f'{tool}: "{name}" is {found}, expected one of {show(options)}.'
+    return failed(reason, detail, credit, selection_ok=True)
 
 
 def _allowed(want: Wanted) -> tuple[Mapping[str, list[Json]], Mapping[str, tuple[str, ...]]]:

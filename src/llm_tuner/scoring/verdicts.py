@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from pydantic import TypeAdapter
@@ -39,11 +39,11 @@ class Judge(Protocol):
 
 
 # The schema's own validator: the same as Verdict() in less than two thirds of the time, which counts in a judgement.
-_validator = TypeAdapter(Verdict).validator
+_validated: Callable[[dict[str, Json]], Verdict] = TypeAdapter(Verdict).validator.validate_python
 
 
 def failed(reason: Reason, detail: str, credit: float = 0.0, *, selection_ok: bool = False) -> Verdict:
-    made: Verdict = _validator.validate_python(
+    return _validated(
         {
             "ok": False,
             "selection_ok": selection_ok,
@@ -53,7 +53,6 @@ def failed(reason: Reason, detail: str, credit: float = 0.0, *, selection_ok: bo
             "detail": detail,
         }
     )
-    return made
 
 
 def passed(detail: str) -> Verdict:
