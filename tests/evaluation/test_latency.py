@@ -319,6 +319,9 @@ def test_the_pages_say_what_was_timed_and_on_what(tmp_path: Path, language: Lang
         assert "– / – / –" in text  # what was not reported is no zero
         assert f"(3 {words['failed']})" in text
     assert "<script" not in markdown
+    facts, note, table = (part.splitlines() for part in markdown.split("\n\n")[1:])
+    assert [line[:2] for line in facts] == ["- "] * 4
+    assert (note, len(table)) == ([words["latency_note"]], 2 + 4)
     assert not {"script", "img"} & page.tags
     assert page.links == []
 
