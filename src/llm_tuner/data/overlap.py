@@ -1,8 +1,8 @@
 """Contamination: a request to be trained on that stands, nearly or in a long part, in what will be measured.
 
-Not a duplicate within the set (duplicates.py). The texts to keep out are given as pairs (label, text): of a benchmark, or
-of the held-out side. A request overlaps where it is the same, nearly the same, or shares 13 words in a row. The rule it
-protects: what is measured was never learned; every removal says what it matched.
+Not a duplicate within the set (duplicates.py). The texts to keep out are given as pairs (label, text): of a benchmark,
+or of the held-out side. A request overlaps where it is the same, nearly the same, or shares 13 words in a row. The rule
+it protects: what is measured was never learned; every removal says what it matched.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def telling(task: Task) -> list[str]:
 
 
 def drop_overlaps(references: References, reason: str) -> Stage:
-    """A stage that refuses examples on the train side that overlap with the references; the held-out side may."""
+    """A stage that refuses every example whose request overlaps with the references."""
 
     def stage(items: Iterable[Item]) -> Iterator[Item]:
         for item in items:

@@ -4,8 +4,8 @@ Not a rule of what is a duplicate (duplicates.py) or a leak (overlap.py). Everyt
 seed of a process, no order of a set. The rule it protects: the index is a table on disk, so that memory does not grow
 with the rows, and a text costs hashes only.
 
-MinHash after Broder (1997), with 60 hash functions in 10 bands of 6 rows: a pair of likeness (Jaccard) 0.8 is found with
-95 %, of 0.9 with 99.95 %, and every pair found is verified on the whole signature.
+MinHash after Broder (1997), with 60 hash functions in 10 bands of 6 rows: a pair of likeness (Jaccard) 0.8 is found
+with 95 %, of 0.9 with 99.95 %, and every pair found is verified on the whole signature.
 """
 
 from __future__ import annotations
@@ -73,9 +73,11 @@ _FACTORS = (_STEPS[: _BANDS * _ROWS] | np.uint64(1)).reshape(-1, 1)
 _ADDENDS = _STEPS[_BANDS * _ROWS :].reshape(-1, 1)
 
 
+@lru_cache(8)
 def signature(text: str) -> NDArray[np.uint32]:
-    """The MinHash of a normal text: 60 numbers of 32 bits."""
-    return ((shingles(text)[None, :] * _FACTORS + _ADDENDS) >> np.uint64(32)).min(axis=1).astype(np.uint32)
+    """The MinHash of a normal text: 60 numbers of 32 bits, not to be changed."""
+    least: Hashes = ((shingles(text)[None, :] * _FACTORS + _ADDENDS) >> np.uint64(32)).min(axis=1)
+    return least.astype(np.uint32)
 
 
 def likeness(a: NDArray[np.uint32], b: NDArray[np.uint32]) -> float:
@@ -129,7 +131,7 @@ class Index:
                 "WITHOUT ROWID"
             )
 
-    def find(self, text: str, salt: int = 0, marks: NDArray[np.uint32] | None = None) -> Found | None:
+    def find(self, text: str, salt: int = 0) -> Found | None:
         """The first text that is the same as this normal one, or nearly so. Only texts of the same salt are alike."""
         row = self._database.execute(
             f"SELECT label FROM {self._name}_exact JOIN {self._name}_texts USING (place) WHERE key = ? LIMIT 1",
@@ -137,7 +139,7 @@ class Index:
         ).fetchone()
         if row is not None:
             return Found("exact", row[0], 1.0)
-        marks = signature(text) if marks is None else marks
+        marks = signature(text)
         keys = _keys(marks, salt)
         for other, label in self._database.execute(
             f"SELECT marks, label FROM {self._name}_texts WHERE place IN "
@@ -149,8 +151,8 @@ class Index:
                 return Found("near", label, alike)
         return None
 
-    def add(self, text: str, label: str, salt: int = 0, marks: NDArray[np.uint32] | None = None) -> None:
-        marks = signature(text) if marks is None else marks
+    def add(self, text: str, label: str, salt: int = 0) -> None:
+        marks = signature(text)
         place = self._database.execute(
             f"INSERT INTO {self._name}_texts (marks, label) VALUES (?, ?)", (marks.tobytes(), label)
         ).lastrowid
@@ -201,7 +203,8 @@ class Grams:
         shared: dict[int, int] = {}
         for start in range(0, len(grams), 500):
             part = grams[start : start + 500]
-            query = f"SELECT place, COUNT(*) FROM {self._name}_grams WHERE gram IN ({','.join('?' * len(part))}) GROUP BY place"
+            marks = ",".join("?" * len(part))
+            query = f"SELECT place, COUNT(*) FROM {self._name}_grams WHERE gram IN ({marks}) GROUP BY place"
             for place, count in self._database.execute(query, part):
                 shared[place] = shared.get(place, 0) + count
         for place, count in sorted(shared.items(), key=lambda pair: (-pair[1], pair[0])):
