@@ -21,9 +21,9 @@ _RESULT = 1000
 
 
 def drop_duplicates(database: sqlite3.Connection, *, catalogues: bool = False) -> Stage:
-    """A stage that refuses an example which is like an earlier one. Its index lies in `database`, so that a build goes on
-    after a kill. With `catalogues` the tools offered count, too: the same request with other tools is another example.
-    """
+    """A stage that refuses an example which is like an earlier one. Its index lies in `database`, so that a build goes
+    on after a kill. With `catalogues` the tools offered count, too: the same request with other tools is another
+    example."""
     index = Index(database, "duplicates")
 
     def stage(items: Iterable[Item]) -> Iterator[Item]:

@@ -1,11 +1,10 @@
 """Instructions hidden in what a tool returned, which then became what is to be learned.
 
 Not a filter for all that a tool may say: a result may hold such words, as long as the answer does not follow them. An
-example is quarantined where (1) a result in its conversation has a sentence that gives orders to the assistant, and
-(2) the answer uses something that only this result gave: a value of a call, the very tool it names, or, in words, a link,
+example is quarantined where (1) a result in its conversation has a sentence that gives orders to the assistant, and (2)
+the answer uses something that only this result gave: a value of a call, the very tool it names, or, in words, a link,
 an address or a whole phrase of the order. The rule it protects: nobody who can write into a tool's output can write a
-training target; every refusal says which order and which value.
-"""
+training target; every refusal says which order and which value."""
 
 from __future__ import annotations
 
@@ -15,27 +14,32 @@ from collections.abc import Iterator
 from llm_tuner.data.examples import Example, Item, Stage, each, refused
 from llm_tuner.types import Json, Message
 
+_DO_EN = r"(?:call|use|run|execute|send|invoke|delete|forward|transfer|write|email|reply|respond|say|tell)\b"
+_DO_JA = "(?:呼び出|呼ん|実行|送信|送っ|送れ|削除|転送|使っ|使用し|答え|返信)"
 _ORDERS = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
-        r"\b(?:ignore|disregard|forget|override)\b.{0,40}\b(?:instructions?|prompts?|rules|guidelines|messages?|above)\b",
+        r"\b(?:ignore|disregard|forget|override)\b.{0,40}"
+        r"\b(?:instructions?|prompts?|rules|guidelines|messages?|above)\b",
         r"\b(?:new|updated|real|hidden|system)\s+(?:instructions?|prompt|directive|task)s?\s*[:\-–]",
-        r"\b(?:dear |attention |note to (?:the )?|hey )?(?:assistant|ai|chatbot|language model|llm|agent)\s*[,:!]\s*"
-        r"(?:please |now |you must |immediately )*(?:call|use|run|execute|send|invoke|delete|forward|transfer|write|open|say)\b",
-        r"\b(?:you|the assistant|the ai|the agent)\s+(?:must|should|are required to|have to|need to)\s+(?:now\s+|first\s+|also\s+|"
-        r"immediately\s+|instead\s+)*(?:call|use|run|execute|send|invoke|delete|forward|transfer|email|reply|respond|say|tell)\b",
+        r"\b(?:assistant|ai|chatbot|language model|llm|agent)\s*[,:!]\s*(?:please |now |you must |immediately )*"
+        + _DO_EN,
+        r"\b(?:you|the assistant|the ai|the agent)\s+(?:must|should|are required to|have to|need to)\s+"
+        r"(?:now\s+|first\s+|also\s+|immediately\s+|instead\s+)*" + _DO_EN,
         r"\b(?:do not|don't|never)\s+(?:tell|inform|mention|reveal|show|notify)\b.{0,40}\buser\b",
         r"</?(?:system|important|instructions?|assistant)>|\[/?INST\]|<\|im_start\|>",
-        r"\b(?:important|urgent|critical)\s*[:!]+\s*(?:please |now |first |you must )*"
-        r"(?:call|send|run|execute|invoke|delete|forward|transfer)\b",
-        r"(?:これまで|以前|上記|前|すべて|全て)の(?:指示|命令|ルール|プロンプト|内容)(?:を|は)?.{0,6}(?:無視|忘れ|破棄|従わ)",
+        r"\b(?:important|urgent|critical)\s*[:!]+\s*(?:please |now |first |you must )*" + _DO_EN,
+        r"(?:これまで|以前|上記|前|すべて|全て)の(?:指示|命令|ルール|プロンプト|内容)(?:を|は)?.{0,6}"
+        r"(?:無視|忘れ|破棄|従わ)",
         r"(?:指示|命令|ルール)を(?:無視|忘れ|上書き)",
-        r"(?:アシスタント|AI|エージェント|あなた)(?:は|へ|に|:|：|、).{0,60}(?:呼び出|呼ん|実行|送信|送っ|送れ|削除|転送|使っ|使用し|答え|返信)",
+        r"(?:アシスタント|AI|エージェント|あなた)(?:は|へ|に|:|：|、).{0,60}" + _DO_JA,
         r"ユーザー?(?:に|には).{0,12}(?:知らせ|言わ|伝え|教え|見せ|報告し)(?:ない|ず|る?な)",
         r"(?:新しい|隠された|本当の|システム)(?:指示|命令|プロンプト)\s*[:：]",
         r"(?:必ず|直ちに|今すぐ|ただちに).{0,40}(?:呼び出|実行|送信|送っ|削除|転送)(?:し|せ|て|す)",
     )
 )
+"""Sentences that give orders to an assistant, in English and Japanese; one a line, so that a match can be explained."""
+
 _AROUND = 240
 _ADDRESS = re.compile(r"https?://[^\s\"'<>)]+|[\w.+-]+@[\w-]+\.[\w.-]+")
 _SHORTEST = 4

@@ -2,12 +2,11 @@
 
 Not anonymisation: names of people and what a text tells stay. A value becomes a placeholder of the same shape (length,
 kinds of letters, separators), the same one wherever it stands in a data set, so that a call still fits its schema and
-still says what its request says. The rule it protects: what is found is replaced in request, call, result and tool alike,
-and a placeholder is recognised, so that scrubbing twice changes nothing.
+still says what its request says. The rule it protects: what is found is replaced in request, call, result and tool
+alike, and a placeholder is recognised, so that scrubbing twice changes nothing.
 
-Placeholders are made with a key. Without that key a phone number could be found again by trying them all: by default the
-key is random and thrown away with the build; name one (`salt`) to get the same placeholders in two builds.
-"""
+Placeholders are made with a key. Without that key a phone number could be found again by trying them all: by default
+the key is random and thrown away with the build; name one (`salt`) to get the same placeholders in two builds."""
 
 from __future__ import annotations
 
@@ -75,9 +74,10 @@ _PHONE = re.compile(
 _MAY = re.compile(r"[@+]|\d[.-]\d|\(\d|/home/|[Uu]sers|[A-Za-z0-9_+/-]{12}|0[5789]0\d{8}|PRIVATE KEY|://")
 """What any finding has: most texts have nothing of it, and are let through at once."""
 
-_GENERIC = frozenset(
-    ["user", "username", "you", "me", "name", "yourname", "your-name", "your_name", "ubuntu", "root", "public", "shared", "default", "guest", "runner", "node", "app", "admin", "example", "test", "testuser", "documents", "me."]
-)
+_GENERIC = frozenset((
+    "user", "username", "you", "me", "me.", "name", "yourname", "your-name", "your_name", "ubuntu", "root", "public",
+    "shared", "default", "guest", "runner", "node", "app", "admin", "example", "test", "testuser", "documents",
+))  # fmt: skip
 _SAMPLE_DOMAINS = (".example", ".test", ".invalid", ".localhost", "example.com", "example.org", "example.net")
 _LET_BE = tuple(
     ipaddress.ip_network(net)
@@ -220,7 +220,9 @@ class Scrubber:
         if domain.endswith(_SAMPLE_DOMAINS) or name == "git":
             return match.group()
         self.found["e-mail"] += 1
-        return f"{self._like('e-mail', match.group().lower()[: len(name)] + '@' + domain, '')[: len(name)]}@example.com"
+        shape = name if len(name) >= 6 else "abcdef"  # a shorter one would soon be somebody else's, too
+        made = self._like("e-mail", f"{shape}@{name.lower()}@{domain}", "")
+        return f"{made[: len(shape)]}@example.com"
 
     def _home(self, match: re.Match[str]) -> str:
         name = match.group(2)
@@ -254,8 +256,8 @@ class Scrubber:
 
 
 def looks_random(text: str) -> bool:
-    """Whether a long word is no word but a secret: letters of both cases and digits, in no order (over 4 bits a letter).
-    Hashes and UUIDs are left: tools are called with them, and they tell nothing."""
+    """Whether a long word is no word but a secret: letters of both cases and digits, in no order (over 4 bits a
+    letter). Hashes and UUIDs are left: tools are called with them, and they tell nothing."""
     if _HEX.fullmatch(text) or "//" in text or text.count("/") > 2 or text.count("_") + text.count("-") > 3:
         return False
     kinds = (any(c.islower() for c in text), any(c.isupper() for c in text), sum(c.isdigit() for c in text) >= 2)

@@ -29,16 +29,16 @@ def _checked(example: Example) -> Item:
 def faults(example: Example) -> Iterator[tuple[str, str]]:
     """What is wrong with the example: a short word and a sentence each."""
     task, attempt = example
-    try:
-        look_through(task)
-    except ValueError as error:
-        yield "bad_task", str(error)
     tools = by_name(task.tools)
     for call in calls_of(example):
         if call.name not in tools:
             yield "unknown_tool", f"{call.name} is not offered (offered: {', '.join(tools) or 'none'})"[:300]
         elif fault := schema_fault(tools[call.name], call.arguments):
             yield fault
+    try:
+        look_through(task)
+    except ValueError as error:
+        yield "bad_task", str(error)
     if attempt.task_id != task.id:
         yield "other_task", f"the attempt is at task {attempt.task_id}"
     elif attempt.verdict is None or not attempt.verdict.ok:
