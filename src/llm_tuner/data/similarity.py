@@ -85,13 +85,15 @@ def likeness(a: NDArray[np.uint32], b: NDArray[np.uint32]) -> float:
     return float((a == b).mean())
 
 
+_WEIGHTS = _mixed(np.arange(7, 7 + _ROWS, dtype=np.uint64)) | np.uint64(1)
+_PLACES = _mixed(np.arange(101, 101 + _BANDS, dtype=np.uint64))
+
+
 def _keys(marks: NDArray[np.uint32], salt: int) -> list[int]:
     """One number for each band, in SQLite's range; equal bands of equal salt have equal numbers."""
     bands = marks.astype(np.uint64).reshape(_BANDS, _ROWS)
-    out = np.arange(1, _BANDS + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(salt & (2**64 - 1))
-    for row in range(_ROWS):
-        out = _mixed(out * _PRIME + bands[:, row])
-    found: list[int] = out.view(np.int64).tolist()
+    summed = (bands * _WEIGHTS).sum(axis=1, dtype=np.uint64) + _PLACES
+    found: list[int] = _mixed(summed ^ np.uint64(salt & (2**64 - 1))).view(np.int64).tolist()
     return found
 
 
