@@ -196,7 +196,7 @@ class Grams:
 
     def find(self, text: str) -> Found | None:
         """A text that shares 13 words in a row with this normal one. Where the words are CJK characters, thirteen are a
-        short phrase of politeness; there the shared ones must be half of the other text."""
+        short phrase of politeness; there the shared ones must be three quarters of the other text."""
         words = tokens(text)
         if len(words) < WORDS:
             return None
@@ -214,6 +214,6 @@ class Grams:
                 f"SELECT words, label FROM {self._name}_sources WHERE place = ?", (place,)
             ).fetchone()
             covered = min(1.0, (count + WORDS - 1) / length)
-            if not dense or covered >= 0.5:
+            if not dense or covered >= 0.75:
                 return Found("words", label, covered)
         return None
