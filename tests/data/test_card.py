@@ -48,7 +48,10 @@ def test_it_counts(tmp_path: Path) -> None:
     assert card.counts["language"] == {"en": 10, "ja": 1, "zh": 1}
     assert card.counts["tool"]["Market_Trends_API"] == 2
     assert card.length_unit == "characters"
-    assert card.rejected == {"read": {"cut_off": 1, "no_answer": 1, "broken_call": 1, "broken_message": 1}, "format": {"wrong_value": 1, "unknown_tool": 1}}  # fmt: skip
+    assert card.rejected == {
+        "read": {"cut_off": 1, "no_answer": 1, "broken_call": 1, "broken_message": 1},
+        "format": {"wrong_value": 1, "unknown_tool": 1},
+    }
     assert len(card.rows) == 12
     assert set(card.hashes) == {"attempts.jsonl", "held-out.jsonl", "rejected.jsonl", "train.jsonl"}
     assert json.loads((tmp_path / "set" / "card.json").read_text())["examples"] == 12

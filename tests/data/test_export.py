@@ -12,7 +12,7 @@ from rows import FORMATS, asked, call, examples, imported, made, take
 
 from llm_tuner.data.conversational import COLUMN, example_of, row_of
 from llm_tuner.data.dataset import open_examples
-from llm_tuner.data.examples import Example
+from llm_tuner.data.examples import Example, changed
 from llm_tuner.data.export import export
 from llm_tuner.types import (
     AllowedCall,
@@ -22,7 +22,6 @@ from llm_tuner.types import (
     Message,
     MissingExtra,
     SetupError,
-    Task,
     ToolCall,
     ToolResult,
 )
@@ -66,11 +65,10 @@ def test_what_the_form_cannot_say_comes_back_too() -> None:
     )  # fmt: skip
     odd = made(*before, answer=Message(role="assistant", tool_calls=(call("fetch", url="u"),)))
     allowed = AllowedCalls(calls=(AllowedCall(name="fetch", arguments={"url": ["u", ""]}),), ordered=True)
-    task = Task(**{**dict(odd.task), "expect": allowed, "split": "held-out", "tags": {"a": "b"}})
-    example = Example(task, odd.attempt.model_copy(update={"task_id": task.id}))
+    example = changed(odd, expect=allowed, split="held-out", tags={"a": "b"})
     assert through_json(example) == example
     assert through_json(example).task.tools[0].server == "mail"
-    empty = Example(task, Attempt(task_id=task.id, backend="x"))
+    empty = Example(example.task, Attempt(task_id=example.task.id, backend="x"))
     assert through_json(empty) == empty
 
 
@@ -82,7 +80,7 @@ def test_the_form_is_trls() -> None:
             "role": "assistant",
             "content": "",
             "tool_calls": [
-                {"type": "function", "id": "call_1", "function": {"name": "send_mail", "arguments": {"to": "boss", "copies": 2}}}
+                {"type": "function", "id": "", "function": {"name": "send_mail", "arguments": {"to": "boss", "copies": 2}}}
             ],
         },
     ]  # fmt: skip

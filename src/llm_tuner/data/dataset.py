@@ -202,12 +202,12 @@ def file_hash(path: Path) -> str:
 def read_examples(folder: Path, side: str) -> Iterator[Example]:
     """The examples of one side, one after the other. Raises DataError for a task without an attempt."""
     path = folder / f"{side}.jsonl"
-    attempts = AttemptFile(folder / "attempts.jsonl")
-    for task in long_suite.read(path):
-        attempt = attempts.get(task.id)
-        if attempt is None:
-            raise DataError(f"{path}: the task {task.id} has no attempt in attempts.jsonl.")
-        yield Example(task, attempt)
+    with AttemptFile(folder / "attempts.jsonl") as attempts:
+        for task in long_suite.read(path):
+            attempt = attempts.get(task.id)
+            if attempt is None:
+                raise DataError(f"{path}: the task {task.id} has no attempt in attempts.jsonl.")
+            yield Example(task, attempt)
 
 
 def open_examples(path: Path) -> Iterator[Example]:
@@ -219,9 +219,9 @@ def open_examples(path: Path) -> Iterator[Example]:
         for side in sides:
             yield from read_examples(path, side)
         return
-    attempts = AttemptFile(path.parent / "attempts.jsonl")
-    for task in load(path).tasks:
-        yield Example(task, attempts.get(task.id) or Attempt(task_id=task.id, backend=""))
+    with AttemptFile(path.parent / "attempts.jsonl") as attempts:
+        for task in load(path).tasks:
+            yield Example(task, attempts.get(task.id) or Attempt(task_id=task.id, backend=""))
 
 
 def chosen(

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, Self
 
 import numpy as np
 
@@ -219,9 +219,9 @@ def _is_suite(path: Path) -> bool:
 
 
 def _own_suite(path: Path, attempts: Path) -> Iterator[Row]:
-    found = AttemptFile(attempts)
-    for number, task in enumerate(long_suite.read(path), start=1):
-        yield Row(f"{path.name}:{number}", {"task": task, "attempt": found.get(task.id)})
+    with AttemptFile(attempts) as found:
+        for number, task in enumerate(long_suite.read(path), start=1):
+            yield Row(f"{path.name}:{number}", {"task": task, "attempt": found.get(task.id)})
 
 
 class AttemptFile:
@@ -241,6 +241,13 @@ class AttemptFile:
         order = np.argsort(np.array(ids, dtype=np.uint64), kind="stable")
         self.ids = np.array(ids, dtype=np.uint64)[order]
         self._places = np.array(places, dtype=np.int64)[order]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
 
     def get(self, task_id: str) -> Attempt | None:
         """The attempt at this task; none where there is none. Raises DataError for a line that is none."""
