@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -94,3 +96,19 @@ def test_bad_input(tmp_path: Path, arguments: list[str], code: int, words: str) 
     assert done.returncode == code, done.stderr
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.benchmark
+def test_the_commands_of_the_docs_run(tmp_path: Path) -> None:
+    """All of docs/data.md but the one that needs a model."""
+    (tmp_path / "chats.jsonl").write_bytes((FORMATS / "openai_log.jsonl").read_bytes())
+    (tmp_path / "ToolACE.json").write_bytes((FORMATS / "toolace.json").read_bytes())
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines() if line.startswith("llm-tuner data ")]
+    lines = [line for line in lines if "--model" not in line and "synthesize" not in line]
+    assert len(lines) >= 6
+    for line in lines:
+        command = [sys.executable, "-m", "llm_tuner", *shlex.split(line)[1:]]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+        assert done.returncode == 0, (line, done.stderr)

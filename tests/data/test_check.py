@@ -100,8 +100,19 @@ def test_a_call_that_does_not_fit_and_an_answer_that_is_not_right(data_set: Path
         train[1] = Example(train[1].task, train[1].attempt.model_copy(update={"verdict": bad}))
 
     found = rewritten(data_set, change)
-    assert found.problems == {"form_wrong_type": 1, "form_not_right": 1}
+    assert found.problems == {"form_wrong_type": 1, "form_not_right": 2}
     assert found.valid == 38
+
+
+def test_a_verdict_is_not_believed(data_set: Path) -> None:
+    def change(train: list[Example], held: list[Example]) -> None:
+        calls = (ToolCall(name=train[0].task.tools[0].name, arguments={"what": "something else"}),)
+        wrong = Message(role="assistant", tool_calls=calls)
+        train[0] = Example(train[0].task, train[0].attempt.model_copy(update={"messages": (wrong,)}))
+
+    found = rewritten(data_set, change)
+    assert found.problems == {"form_not_right": 1}
+    assert "was judged right, and is not" in found.shown["form_not_right"][0]
 
 
 def test_attempts_that_are_missing_or_of_nobody(data_set: Path) -> None:

@@ -58,7 +58,7 @@ def test_what_the_form_cannot_say_comes_back_too() -> None:
     before = (
         Message(role="system", text="short"),
         Message(role="user", text="go"),
-        Message(role="assistant", text="", thinking="hm", tool_calls=(ToolCall(name="x", raw="{", error="broken", id="1"),)),
+        Message(role="assistant", thinking="hm", tool_calls=(ToolCall(name="x", raw="{", error="bad", id="1"),)),
         Message(role="tool", result=ToolResult(call_id="1", content="no", is_error=True)),
         Message(role="assistant", text="{}", text_calls=(ToolCall(name="y"),)),
         Message(role="user", text="again"),

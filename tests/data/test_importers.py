@@ -59,6 +59,14 @@ def test_a_format_is_recognised_by_its_rows(file: str, format: str) -> None:
     assert others.keys() <= {"trl", "openai"}  # the two that share a form where nothing is called
 
 
+def test_a_format_is_what_reads_the_most_rows_and_not_what_reads_the_first() -> None:
+    quiet = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "tools": []}
+    function = {"name": "f", "arguments": {"a": 1}}
+    calling = {**quiet, "messages": [{"role": "assistant", "tool_calls": [{"function": function}]}]}
+    assert recognise([quiet, quiet, quiet], "x").NAME == "openai"
+    assert recognise([quiet, quiet, calling], "x").NAME == "trl"
+
+
 def expected(file: str) -> list[list[tuple[str, dict[str, object]]]]:
     return [[(c.name, c.arguments) for c in getattr(e.task.expect, "calls", ())] for e in examples(imported(file))]
 

@@ -30,7 +30,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def same(a: Path, b: Path) -> bool:
-    """The same tasks, attempts and rejections in the same order. (A suite that was gone on with may say a tool twice.)"""
+    """The same tasks, attempts and rejections in the same order; a suite that was gone on with may say a tool twice."""
     suites = all(load(a / name) == load(b / name) for name in ("train.jsonl", "held-out.jsonl"))
     return suites and all((a / n).read_bytes() == (b / n).read_bytes() for n in ("attempts.jsonl", "rejected.jsonl"))
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterable
+from contextlib import closing
 
 import pytest
 from rows import MAIL, asked, call, made
 
 from llm_tuner.data.duplicates import drop_duplicates
-from llm_tuner.data.examples import piped
+from llm_tuner.data.examples import Stage, piped
 from llm_tuner.data.overlap import Reference, References, drop_overlaps
 from llm_tuner.data.rejections import Rejection
 from llm_tuner.data.similarity import NEAR, likeness, normal, shingles, signature
@@ -63,7 +65,11 @@ def test_the_same_in_every_process() -> None:
 
 
 def reasons(*examples: object, catalogues: bool = False) -> list[str]:
-    stage = drop_duplicates(sqlite3.connect(":memory:"), catalogues=catalogues)
+    with closing(sqlite3.connect(":memory:")) as database:
+        return _reasons(drop_duplicates(database, catalogues=catalogues), examples)
+
+
+def _reasons(stage: Stage, examples: Iterable[object]) -> list[str]:
     return [item.reason if isinstance(item, Rejection) else "" for item in piped(examples, stage)]  # type: ignore[arg-type]
 
 

@@ -8,6 +8,7 @@ it protects: what is measured was never learned; every removal says what it matc
 from __future__ import annotations
 
 import sqlite3
+import weakref
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -30,7 +31,9 @@ class References:
     """Texts that must not be trained on, in tables of a SQLite database (by default one in memory)."""
 
     def __init__(self, database: sqlite3.Connection | None = None, name: str = "references") -> None:
-        database = database or sqlite3.connect(":memory:")
+        if database is None:
+            database = sqlite3.connect(":memory:")
+            weakref.finalize(self, database.close)
         self._index, self._grams = Index(database, name), Grams(database, name)
 
     def add(self, reference: Reference) -> None:

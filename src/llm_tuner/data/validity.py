@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from llm_tuner.data.examples import Example, Item, Stage, each, refused
+from llm_tuner.scoring import score
 from llm_tuner.store.handwritten import look_through
 from llm_tuner.types import AnyCall, Json, Message, NoCall, ToolCall, ToolSpec, by_name, canonical_json
 
@@ -44,6 +45,8 @@ def faults(example: Example) -> Iterator[tuple[str, str]]:
     elif attempt.verdict is None or not attempt.verdict.ok:
         said = attempt.verdict.detail if attempt.verdict else "it was not judged"
         yield "not_right", f"the answer is not right for its own task: {said}"
+    elif not (verdict := score(task, attempt)).ok:
+        yield "not_right", f"the answer was judged right, and is not: {verdict.detail}"
 
 
 def calls_of(example: Example) -> list[ToolCall]:
@@ -105,13 +108,3 @@ def _validator(schema: str) -> Any:
     except (SchemaError, RecursionError):
         return None
     return kind(words)
-
-
-def linked(messages: Sequence[Message]) -> bool:
-    """Whether every result answers a call before it."""
-    known: set[str] = set()
-    for message in messages:
-        known |= {call.id for call in message.tool_calls}
-        if message.role == "tool" and (message.result is None or message.result.call_id not in known):
-            return False
-    return True

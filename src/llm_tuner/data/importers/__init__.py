@@ -48,7 +48,7 @@ class Importer(Protocol):
 IMPORTERS: tuple[Importer, ...] = (
     own, glaive, xlam, toolace, hermes, when2call, toucan, ollama_chat, openai_chat, trl,
 )  # fmt: skip
-"""In order of how surely a row is recognised; the first wins."""
+"""In order of how surely a row is recognised."""
 
 
 def named(name: str) -> Importer:
@@ -60,12 +60,12 @@ def named(name: str) -> Importer:
 
 
 def recognise(rows: Sequence[Row], file: str) -> Importer:
-    """The format that most of these first rows have. Raises DataError for a benchmark and for an unknown format."""
+    """The format in which most of these first rows can be read. Raises DataError for a benchmark and for an unknown format."""
     for row in rows:
         if found := benchmark_of(row):
             raise DataError(f"{file} holds rows of {found}: a benchmark must not be trained on. Leave this file out.")
-    counts = Counter(next((i.NAME for i in IMPORTERS if i.recognises(row)), "") for row in rows)
-    counts.pop("", None)
+    counts = Counter({importer.NAME: sum(map(importer.recognises, rows)) for importer in IMPORTERS})
+    counts = +counts  # where two recognise as many, the first in the table
     if not counts:
         keys = ", ".join(sorted(rows[0])) if rows else "no row that can be read"
         known = ", ".join(i.NAME for i in IMPORTERS)

@@ -1,7 +1,8 @@
 """Glaive function calling v2: two texts.
 
     {"system": "SYSTEM: You are a helpful assistant with access to the following functions ... -\\n{...}",
-     "chat": "USER: ...\\n\\n\\nASSISTANT: <functioncall> {\\"name\\": ..., \\"arguments\\": '{...}'} <|endoftext|>\\n\\n
+     "chat": "USER: ...\\n\\n\\nASSISTANT: <functioncall> {\\"name\\": ..., \\"arguments\\": '{...}'}
+              <|endoftext|>\\n\\n\\n
               FUNCTION RESPONSE: {...}\\n\\n\\nASSISTANT: ... <|endoftext|>"}
 
 The arguments stand as JSON between single quotes.

@@ -31,7 +31,7 @@ def recognises(row: Row) -> bool:
         or not all(isinstance(tool, str) for tool in tools)
     ):
         return False
-    return "chosen_response" in row or (bool(tools) and len(messages) > 1 and "task" not in row)
+    return "chosen_response" in row or (bool(tools) and len(messages) > 1)
 
 
 def examples(row: Row, source: str, licence: str) -> Iterator[Example]:
