@@ -99,6 +99,33 @@ def test_bad_input(tmp_path: Path, arguments: list[str], code: int, words: str) 
 
 
 @pytest.mark.benchmark
+def test_what_was_taken_from_bfcl_is_found_and_said(tmp_path: Path) -> None:
+    """Requests of the benchmark in another format, some with a few words before and after them."""
+    from llm_tuner.evaluation import bfcl
+
+    function = {"name": "f", "description": "Do it", "parameters": {"type": "object", "properties": {}}}
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    texts = [task.request for task in bfcl.load(["simple_python", "live_multiple"], limit=40).tasks]
+    texts = [text if n % 2 else f"Hello there. {text} Thanks in advance!" for n, text in enumerate(texts)]
+    rows = [
+        {
+            "messages": [{"role": "user", "content": text}, {"role": "assistant", "tool_calls": [call]}],
+            "tools": [{"type": "function", "function": function}],
+        }
+        for text in [*texts, "Water the lemon tree on the roof of the old library on Friday"]
+    ]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    done = llm_tuner("data", "import", str(tmp_path / "x.jsonl"), "--out", str(tmp_path / "set"), "--json")
+    assert done.returncode == 0, done.stderr
+    counts = json.loads(done.stdout)["counts"]
+    found = counts["rejected"].get("overlap:bfcl", 0)
+    assert counts["train"] + counts["held-out"] + sum(counts["rejected"].values()) == 81
+    assert found >= 70, counts
+    told = (tmp_path / "set" / "rejected.jsonl").read_text(encoding="utf-8")
+    assert told.count("bfcl:") == found
+
+
+@pytest.mark.benchmark
 def test_the_commands_of_the_docs_run(tmp_path: Path) -> None:
     """All of docs/data.md but the one that needs a model."""
     (tmp_path / "chats.jsonl").write_bytes((FORMATS / "openai_log.jsonl").read_bytes())

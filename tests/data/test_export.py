@@ -80,7 +80,11 @@ def test_the_form_is_trls() -> None:
             "role": "assistant",
             "content": "",
             "tool_calls": [
-                {"type": "function", "id": "", "function": {"name": "send_mail", "arguments": {"to": "boss", "copies": 2}}}
+                {
+                    "type": "function",
+                    "id": "",
+                    "function": {"name": "send_mail", "arguments": {"to": "boss", "copies": 2}},
+                }
             ],
         },
     ]  # fmt: skip

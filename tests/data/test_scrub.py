@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 
 import pytest
 from rows import MAIL, asked, call, made
@@ -150,3 +151,13 @@ def test_names_of_parameters_are_not_touched() -> None:
     clean = Scrubber("k").example(example)
     assert list(clean.answer.tool_calls[0].arguments) == ["recipient_email_address_2"]
     assert clean.task.tools == (tool,)
+
+
+@pytest.mark.parametrize(
+    "part", ["a@", "x@a.a.", "+1 ", "/home/a", "-----BEGIN PRIVATE KEY-----", "1.1.", "0-", "api_key="]
+)
+def test_long_texts_do_not_stop_a_build(part: str) -> None:
+    """A megabyte takes about a second; where time grew with the square, it would be minutes."""
+    started = time.process_time()
+    Scrubber("k").text(part * (1_000_000 // len(part)))
+    assert time.process_time() - started < 20

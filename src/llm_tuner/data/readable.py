@@ -63,7 +63,7 @@ def verdict(example: Example) -> str:
     if not attempt.results:
         return word
     failed = sum(result.is_error for result in attempt.results)
-    return f"{word}, {len(attempt.results)} results{f' ({failed} errors)' if failed else ''}"
+    return f"{word}, results {len(attempt.results)}{f' (errors {failed})' if failed else ''}"
 
 
 def lines(example: Example) -> Iterator[str]:

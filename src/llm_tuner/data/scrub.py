@@ -52,7 +52,7 @@ _PREFIX = re.compile(
     r"sk-(?:ant-|proj-|svcacct-|or-)?|[srp]k_(?:live|test)_|gh[pousr]_|github_pat_|glpat-|xox[abeprs]-|xapp-|A[KSBC][ICW]A|"
     r"AIza|ya29\.|hf_|npm_|pypi-|dop_v1_|SG\.|eyJ"
 )
-_PRIVATE_KEY = re.compile(r"-----BEGIN ([A-Z ]*PRIVATE KEY)-----(.*?)-----END \1-----", re.DOTALL)
+_PRIVATE_KEY = re.compile(r"-----BEGIN ([A-Z ]*PRIVATE KEY)-----([^-]*(?:-(?!----)[^-]*)*)-----END \1-----")
 _PASSWORD = re.compile(r"(?<=://)([A-Za-z0-9._%+-]{1,64}):([^\s:/@\"']{1,128})(?=@)")
 _ASSIGNED = re.compile(
     r"(?i)(?<![a-z])((?:api[_-]?key|access[_-]?token|auth[_-]?token|secret(?:[_-]?key)?|password|passwd|client[_-]?secret)"

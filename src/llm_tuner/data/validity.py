@@ -13,7 +13,7 @@ from typing import Any
 from llm_tuner.data.examples import Example, Item, Stage, each, refused
 from llm_tuner.scoring import score
 from llm_tuner.store.handwritten import look_through
-from llm_tuner.types import AnyCall, Json, Message, NoCall, ToolCall, ToolSpec, by_name, canonical_json
+from llm_tuner.types import AnyCall, Json, NoCall, ToolCall, ToolSpec, by_name, canonical_json
 
 
 def check_form() -> Stage:
