@@ -134,13 +134,17 @@ def _typed_quickly(template: str, rng: random.Random) -> str:
     return template[:at] + template[at + 1] + template[at] + template[at + 2 :]
 
 
+def tongue(language: str) -> str:
+    """The language of what surrounds a request and answers it: who mixes English into Japanese is answered in Japanese."""
+    return "en" if language == "en" else "ja"
+
+
 def _framed(made: Draft, slot: Slot, rng: random.Random) -> Draft:
     """The draft with something said around its request, now and then."""
-    if rng.random() >= FRAMED:
+    said, language = phrases(), tongue(slot.language)
+    mixes = slot.language == "mixed" and made.request.isascii()  # a Japanese word beside an English request
+    if rng.random() >= FRAMED and not mixes:
         return made
-    said, language = phrases(), slot.language
-    if language == "mixed":
-        language = "ja"  # a Japanese word before or after an English request, or around a mixed one
     where = rng.choice(("opening", "closing", "context"))
     if where == "closing":
         gap = "" if language == "ja" and made.request[-1:] in "。？！" else " "
@@ -217,15 +221,23 @@ def _several(slot: Slot, tools: Mapping[str, ToolSpec], rng: random.Random) -> D
         raise Impossible("the same call twice in one request")
     if _entangled(calls):
         raise Impossible("calls that change what another one of them sees")
-    language = "ja" if slot.language == "ja" else "en"
-    joins = phrases().joins[language]
+    joins = phrases().joins[tongue(slot.language)]
     request = parts[0].request
     for part in parts[1:]:
-        join = rng.choice(side_of(joins, slot.side))
-        request = join.format(a=request.rstrip("。. "), b=part.request)
+        request = _joined(rng.choice(side_of(joins, slot.side)), request, part.request)
     merged: Said = {key: forms for part in parts for key, forms in part.said.items()}
     constants = tuple(c for part in parts for c in part.constants)
     return Draft(request, calls, said=merged, constants=constants, generic=any(part.generic for part in parts))
+
+
+def _joined(join: str, a: str, b: str) -> str:
+    """Two requests as one text, with one full stop between them and a small letter after a comma."""
+    if join.split("{b}")[0].endswith(", ") and len(b) > 1 and b[0].isupper() and b[1].islower():
+        b = b[0].lower() + b[1:]
+    text = join.format(a=a.rstrip("。. "), b=b)
+    for double, one in (("?.", "?"), ("!.", "!"), ("？。", "？"), ("！。", "！"), ("?。", "？"), ("？.", "？")):
+        text = text.replace(double, one)
+    return text
 
 
 _CHANGES = re.compile(
@@ -261,7 +273,7 @@ def _follow_up(slot: Slot, tools: Mapping[str, ToolSpec], rng: random.Random) ->
         raise Impossible(f"`{tool.name}` has no way that can be asked once more")
     way = rng.choice(ways)
     before, samples = ask_way(tool.name, way, slot, rng)
-    language = "ja" if slot.language == "ja" else "en"
+    language = tongue(slot.language)
     said = phrases()
     answered = rng.choice(said.answered[language])
     if rng.random() < 0.15:
@@ -271,7 +283,7 @@ def _follow_up(slot: Slot, tools: Mapping[str, ToolSpec], rng: random.Random) ->
     other = draw(way.say[name], rng, slot.side, slot.language)
     if other.value == samples[name].value:
         raise Impossible("the same value again")
-    words = other.ja if language == "ja" else other.en
+    words = other.ja if slot.language == "ja" else other.en
     again = rng.choice(side_of(said.follow_ups[language], slot.side)).format(x=words)
     changed = {key: sample.value for key, sample in samples.items()} | {name: other.value}
     return replace(
@@ -292,14 +304,14 @@ def _missing(slot: Slot, tools: Mapping[str, ToolSpec], rng: random.Random) -> D
     lack: Lack = rng.choice(wording.missing)
     samples = _samples(lack.say, slot, rng)
     request = _worded(lack, samples, slot, rng)
-    reply = rng.choice(lack.ask_ja if slot.language == "ja" else lack.ask_en)
+    reply = rng.choice(lack.ask_en if slot.language == "en" else lack.ask_ja)
     return _framed(Draft(request, reply=reply, said=_said(samples)), slot, rng)
 
 
 def _irrelevant(slot: Slot, tools: Mapping[str, ToolSpec], rng: random.Random) -> Draft:
     """Nothing that is offered fits: talk, another world, or a tool that is known elsewhere (it looks like the others)."""
     said = phrases()
-    language = "ja" if slot.language == "ja" else "en"
+    language = tongue(slot.language)
     absent = sorted(name for name in tools if _absent(name, slot))
     what = rng.random()
     if absent and what < 0.5:
@@ -344,7 +356,7 @@ def _recipe(slot: Slot, tools: Mapping[str, ToolSpec], rng: random.Random) -> Dr
         constants=_constants(recipe.first.arguments) + _constants(recipe.then.arguments if recipe.then else None),
     )
     if recipe.then is None:
-        replies = recipe.reply_ja if slot.language == "ja" else recipe.reply_en
+        replies = recipe.reply_en if slot.language == "en" else recipe.reply_ja
         return _framed(replace(made, reply=fill(rng.choice(replies), values)), slot, rng)
     if not fails and rng.random() < 0.25:  # the first step of the two
         return _framed(replace(made, first=None, take="", calls=(first,)), slot, rng)

@@ -25,6 +25,7 @@ EPOCH = 1_767_250_800
 """Modification time of every file: 2026-01-01 in Japan."""
 
 TAGS = ("v1.0", "v1.1")
+# The names of the pool `committed`.
 COMMITTED = {
     "README.md": "# Demo\n\nA small project.\n",
     "src/app.py": "def main():\n    print('hello')\n",
@@ -118,6 +119,11 @@ def facts_of(name: str) -> list[str]:
 def _project(root: Path, project: str) -> None:
     for name in map(str, pool("project-file")):
         _write(root / name, file_text(project, name))
+    number = pool("project").index(project)
+    url = f"http://{pool('host')[number % 8]}/{pool('page')[number % 16]}"
+    _write(root / "notes/link.txt", f"{url}\n")
+    zone = pool("zone")[number * 3]
+    _write(root / "config/office.json", json.dumps({"office": project, "timezone": zone}, indent=2) + "\n")
     for name in map(str, pool("media-file")):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(_MEDIA.get(Path(name).suffix, _MEDIA[".png"]))
@@ -154,8 +160,8 @@ def _repository(path: Path) -> None:
         run("commit", "-q", "-m", f"Add {name}", date=EPOCH + number * 86_400)
         if number < len(TAGS):
             run("tag", TAGS[number])
-    for name in map(str, pool("branch")):
-        run("branch", name)
+    every = "".join(f"create refs/heads/{name} HEAD\n" for name in map(str, pool("branch")))
+    run("update-ref", "--stdin", given=every)
     _write(path / STAGED, "port: 9090\ndebug: true\n")
     run("add", STAGED)
     for name, text in CHANGED.items():
@@ -164,12 +170,17 @@ def _repository(path: Path) -> None:
         _write(path / name, f"{name}\n")
 
 
-def _git(path: Path, *arguments: str, date: int = EPOCH) -> None:
+def _git(path: Path, *arguments: str, date: int = EPOCH, given: str = "") -> None:
     when = f"{date} +0900"
     environment = {**os.environ, "GIT_AUTHOR_DATE": when, "GIT_COMMITTER_DATE": when, "GIT_CONFIG_GLOBAL": os.devnull}
     subprocess.run(
-        ["git", "-C", str(path), *arguments], check=True, capture_output=True, timeout=60, env=environment
-    )  # fmt: skip
+        ["git", "-C", str(path), *arguments],
+        check=True,
+        capture_output=True,
+        timeout=120,
+        env=environment,
+        input=given.encode(),
+    )
 
 
 def _write(path: Path, text: str) -> None:

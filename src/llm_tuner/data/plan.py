@@ -119,7 +119,7 @@ def _unseen_servers(specs: Sequence[ToolSpec], mix: HubMix, rng: random.Random) 
         if unknown:
             raise DataError(f"No server {unknown[0]!r} in the hub (found: {', '.join(sizes)}).")
         return mix.unseen_servers
-    small = sorted(name for name, size in sizes.items() if size * 8 <= len(specs))
+    small = sorted(name for name, size in sizes.items() if size * 12 <= len(specs))
     return (rng.choice(small),) if len(sizes) >= 4 and small and mix.held_out else ()
 
 

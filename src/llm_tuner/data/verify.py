@@ -58,11 +58,14 @@ def meaning_fault(made: Draft, found: str, offered: Iterable[str], results: Sequ
     if not made.calls:
         return None
     calls = (*made.calls, *([made.first] if made.first else []))
-    used = _plain(canonical_json([c.arguments for c in calls]) + " ".join(str(v) for c in calls for v in _leaves(c.arguments)))
+    leaves = {_plain(str(leaf)) for call in calls for leaf in _leaves(call.arguments)}
+    used = _plain(canonical_json([c.arguments for c in calls])) + " ".join(sorted(leaves))
     forms = [_plain(form) for value in made.said.values() for form in value]
     for stray in _marked(made.request + "\n" + made.again):
         plain = _plain(stray)
-        if plain not in used and not any(plain in form for form in forms):
+        if plain in used or any(plain in form for form in forms):
+            continue
+        if not all(part in leaves for part in re.split(r"[/#]", plain)):
             return "value not in the call", f"the request says {stray[:80]!r}, no call does"
     return None
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llm_tuner.apps.commands.synthesize import synthesize
 from llm_tuner.apps.commands.tune import RuntimeName, open_runtime
 from llm_tuner.apps.console import Json, drive, out, table
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from llm_tuner.types import Task
 
 app = typer.Typer(help="Data: collect tasks and attempts from a hub, show them.", no_args_is_help=True)
+app.command("synthesize")(synthesize)
 
 
 @app.command()
