@@ -93,9 +93,7 @@ def _spec(tool: ToolSpec, root: str) -> ToolSpec:
     if root not in tool.description and root not in canonical_json(tool.parameters):
         return tool
     parameters = _replaced(tool.parameters, root, SHOWN_ROOT)
-    return tool.model_copy(
-        update={"description": tool.description.replace(root, SHOWN_ROOT), "parameters": parameters}
-    )
+    return tool.model_copy(update={"description": tool.description.replace(root, SHOWN_ROOT), "parameters": parameters})
 
 
 def _replaced(value: Json, old: str, new: str) -> Json:

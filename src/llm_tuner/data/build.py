@@ -19,6 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 
+from pydantic import Field
+
 from llm_tuner.data import rejections
 from llm_tuner.data.bench import Bench, Limits, bench, lists_only
 from llm_tuner.data.drafts import Draft, Impossible, draft
@@ -69,7 +71,7 @@ class Outcome(Value):
     messages: tuple[Message, ...] = ()
     expect: Expectation | None = None
     category: str = ""
-    tags: dict[str, str] = {}
+    tags: dict[str, str] = Field(default_factory=dict)
     attempt: Attempt | None = None
     rejection: Rejection | None = None
 
@@ -210,7 +212,11 @@ class _Build:
             made = self.writer.reworded(made, slot)
         key = " ".join(f"{made.request}\n{made.again}".split()).casefold()
         if key in self.requests:
-            return slot, tries, rejection("duplicate", ("request", "this request stands in the set already"), made, source)
+            return (
+                slot,
+                tries,
+                rejection("duplicate", ("request", "this request stands in the set already"), made, source),
+            )
         self.requests.add(key)
         return slot, tries, made
 
@@ -220,12 +226,14 @@ class _Build:
             return Outcome(number=slot.number, tries=tries, rejection=made)
         source = f"slot {slot.number}, try {tries}"
         place = self._free.get()
+        called = made.first is not None or any(call.name in self.callable_tools for call in made.calls)
         try:
             found = _tried(slot, made, place, self.callable_tools, self.changed)
         except Exception as error:  # a defect in one row must not cost the others; it is counted, with its words
             found = ("execution", ("unexpected", f"{type(error).__name__}: {error}"[:300]))
         finally:
-            place.box.restore()
+            if called:
+                place.box.restore()
             self._free.put(place)
         if isinstance(found, Outcome):
             return found.model_copy(update={"tries": tries})
@@ -235,9 +243,7 @@ class _Build:
 Fault = tuple[str, tuple[str, str]]
 
 
-def _tried(
-    slot: Slot, made: Draft, place: Bench, callable_tools: frozenset[str], changed: set[str]
-) -> Outcome | Fault:
+def _tried(slot: Slot, made: Draft, place: Bench, callable_tools: frozenset[str], changed: set[str]) -> Outcome | Fault:
     """The three stages: format, execution, meaning. A fault is its stage, reason and sentence."""
     catalogue = slot.catalogue
     history: list[Message] = [Message(role="user", text=made.request)]
@@ -249,7 +255,10 @@ def _tried(
         if made.take:
             matches = _matches(made.take, result.content)
             if len(matches) != 1:
-                return "execution", ("no value in the result", f"{len(matches)} of {made.take!r} in {result.content[:120]!r}")
+                return "execution", (
+                    "no value in the result",
+                    f"{len(matches)} of {made.take!r} in {result.content[:120]!r}",
+                )
             found = matches[0]
         shown_first = catalogue.shown_call(made.first).model_copy(update={"id": "call_0"})
         history.append(Message(role="assistant", tool_calls=(shown_first,)))
@@ -289,7 +298,9 @@ def _matches(pattern: str, text: str) -> list[str]:
 
 
 def _with_found(call: ToolCall, found: str) -> ToolCall:
-    arguments = {k: v.replace("{found}", found) if isinstance(v, str) else _inner(v, found) for k, v in call.arguments.items()}
+    arguments = {
+        k: v.replace("{found}", found) if isinstance(v, str) else _inner(v, found) for k, v in call.arguments.items()
+    }
     return call.model_copy(update={"arguments": arguments})
 
 
@@ -364,7 +375,9 @@ def _written(out: Path, key: str, run: _Build, mix: HubMix, seconds: float) -> d
             save_suite(Suite(name=side, tasks=of_side), out / f"{side}.jsonl")
     write_jsonl(out / "attempts.jsonl", attempts)
     write_jsonl(out / "rejected.jsonl", run.rejected)
-    names = [name for name in ("train.jsonl", "held-out.jsonl", "attempts.jsonl", "rejected.jsonl") if (out / name).exists()]
+    names = [
+        name for name in ("train.jsonl", "held-out.jsonl", "attempts.jsonl", "rejected.jsonl") if (out / name).exists()
+    ]
     wanting = [task for task in tasks if task.tags["verified"] != "no call"]
     called = Counter(own for task in tasks for own in _own_names(task))
     return {
@@ -382,7 +395,11 @@ def _written(out: Path, key: str, run: _Build, mix: HubMix, seconds: float) -> d
         "renderings": dict(Counter(task.tags["rendering"] for task in tasks).most_common()),
         "renamed": sum("renamed" in task.tags for task in tasks),
         "generic_wording": sum("wording" in task.tags for task in tasks),
-        "tools": {"listed": len(run.plan.tools), "called": len(called), "never": sorted(set(run.plan.tools) - set(called))},
+        "tools": {
+            "listed": len(run.plan.tools),
+            "called": len(called),
+            "never": sorted(set(run.plan.tools) - set(called)),
+        },
         "calls": dict(called.most_common()),
         "verified": dict(Counter(task.tags["verified"] for task in tasks).most_common()),
         "executed_share": _share(sum(t.tags["verified"] == "executed" for t in wanting), len(wanting)),

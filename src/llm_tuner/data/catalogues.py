@@ -73,7 +73,9 @@ def _words(tool: ToolSpec) -> Counter[str]:
 
 
 def _split(text: str) -> list[str]:
-    return [w.rstrip("s") for w in re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", text).lower()) if len(w) > 2]
+    return [
+        w.rstrip("s") for w in re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", text).lower()) if len(w) > 2
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------- renaming
@@ -83,10 +85,10 @@ _SYNONYMS = {
     "write": "store", "move": "relocate", "add": "append", "update": "change", "file": "document", "files": "documents",
     "directory": "folder", "repository": "project", "repositories": "projects", "issue": "ticket", "issues": "tickets",
     "pull_request": "merge_request", "branch": "line", "commit": "record", "commits": "records", "message": "note",
-    "channel": "room", "channels": "rooms", "user": "member", "users": "members", "entities": "nodes", "status": "state",
-    "diff": "changes", "fetch": "download", "show": "display", "convert": "translate", "current": "present", "log": "history",
-    "path": "location", "paths": "locations", "content": "body", "query": "terms", "timezone": "zone", "repo": "project",
-    "owner": "account", "title": "headline", "limit": "maximum", "names": "titles", "text": "words", "url": "address",
+    "channel": "room", "channels": "rooms", "user": "member", "users": "members", "entities": "nodes",
+    "status": "state",    "diff": "changes", "fetch": "download", "show": "display", "convert": "translate", "current": "present",
+    "log": "history",    "path": "location", "paths": "locations", "content": "body", "query": "terms", "timezone": "zone",
+    "repo": "project",    "owner": "account", "title": "headline", "limit": "maximum", "names": "titles", "text": "words", "url": "address",
 }  # fmt: skip
 
 
@@ -121,8 +123,11 @@ def _synonym(name: str) -> str:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Tools offered together. `own` are the hub's tools in the order shown, `renamings` by their own names; `seed_tool` is the one that the others were chosen to be
-    like; `rendering`: how the definitions are to stand in the prompt (models/signatures.py)."""
+    """Tools offered together: `own`, as the hub has them, in the order shown, and the `renamings` by their own names.
+
+    `seed_tool` is the one that the others were chosen to be like; `rendering`: how the definitions are to stand in the
+    prompt (models/signatures.py).
+    """
 
     own: tuple[ToolSpec, ...]
     seed_tool: str
@@ -147,7 +152,10 @@ class Catalogue:
             return {}
         tools = {own: other.name for own, other in self.renamings.items()}
         parameters: dict[str, Json] = {own: dict(other.parameters) for own, other in self.renamings.items()}
-        return {"renamed": json.dumps(tools, sort_keys=True), "renamed_parameters": json.dumps(parameters, sort_keys=True)}
+        return {
+            "renamed": json.dumps(tools, sort_keys=True),
+            "renamed_parameters": json.dumps(parameters, sort_keys=True),
+        }
 
 
 def deal(

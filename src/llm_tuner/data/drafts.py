@@ -135,7 +135,7 @@ def _typed_quickly(template: str, rng: random.Random) -> str:
 
 
 def tongue(language: str) -> str:
-    """The language of what surrounds a request and answers it: who mixes English into Japanese is answered in Japanese."""
+    """The language of what surrounds and answers a request: who mixes English into Japanese is answered in Japanese."""
     return "en" if language == "en" else "ja"
 
 
@@ -177,11 +177,11 @@ def _constants(shape: Json) -> tuple[str, ...]:
 
 _GENERIC = {
     "en": (
-        "I need this done: {what}.{given}", "Please do the following. {what}.{given}", "{what}.{given} Can you do that?",
+        "I need this done: {what}.{given}", "Please do the following. {what}.{given}", "{what}.{given} Can you do it?",
         "Next job: {what}.{given}", "Could you help me with this? {what}.{given}",
     ),
     "ja": (
-        "次のことをお願いします。{what}。{given}", "これをやってください: {what}。{given}", "{what}。{given}できますか？",
+        "次のことをお願いします。{what}。{given}", "これをやってください: {what}。{given}", "{what}。{given}頼めますか？",
         "次の作業です。{what}。{given}", "これを手伝ってもらえますか？ {what}。{given}",
     ),
 }  # fmt: skip
@@ -193,11 +193,12 @@ def _generic(tool: ToolSpec, slot: Slot, rng: random.Random) -> Draft:
     values = by_schema(tool.parameters, slot.side, rng)
     what = (tool.description.strip() or tool.name.replace("_", " ")).splitlines()[0].split(". ")[0].rstrip(".")
     joint, end = ("、", "。") if language == "ja" else (", ", ".")
-    given = joint.join(f"{key} = {value if isinstance(value, str) else canonical_json(value)}" for key, value in values.items())
+    texts = {key: value if isinstance(value, str) else canonical_json(value) for key, value in values.items()}
+    given = joint.join(f"{key} = {text}" for key, text in texts.items())
     sentences = _GENERIC[language]
     template = sentences[-1] if slot.side == "held-out" else rng.choice(sentences[:-1])
     request = template.format(what=what, given=f" {given}{end}" if given else "")
-    said = {canonical_json(value): (str(value), canonical_json(value)) for value in values.values()}
+    said: Said = {canonical_json(value): (str(value), canonical_json(value)) for value in values.values()}
     return Draft(request, (ToolCall(name=tool.name, arguments=values),), said=said, generic=True)
 
 
@@ -309,7 +310,7 @@ def _missing(slot: Slot, tools: Mapping[str, ToolSpec], rng: random.Random) -> D
 
 
 def _irrelevant(slot: Slot, tools: Mapping[str, ToolSpec], rng: random.Random) -> Draft:
-    """Nothing that is offered fits: talk, another world, or a tool that is known elsewhere (it looks like the others)."""
+    """Nothing that is offered fits: talk, another world, or a tool that is known elsewhere and looks like the others."""
     said = phrases()
     language = tongue(slot.language)
     absent = sorted(name for name in tools if _absent(name, slot))

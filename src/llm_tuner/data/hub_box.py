@@ -162,6 +162,8 @@ def _repository(path: Path) -> None:
             run("tag", TAGS[number])
     every = "".join(f"create refs/heads/{name} HEAD\n" for name in map(str, pool("branch")))
     run("update-ref", "--stdin", given=every)
+    run("repack", "-adq")  # few files: a box is compared with its snapshot after every task
+    run("pack-refs", "--all")
     _write(path / STAGED, "port: 9090\ndebug: true\n")
     run("add", STAGED)
     for name, text in CHANGED.items():

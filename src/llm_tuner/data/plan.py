@@ -18,11 +18,21 @@ from llm_tuner.data.catalogues import Catalogue, Vector, deal, likeness, vectors
 from llm_tuner.data.wordings import Language, Recipe, ToolWording, recipes, wording_of, wordings
 from llm_tuner.types import DataError, Side, ToolSpec, Value
 
-Kind = Literal[
-    "single", "look_alike", "several", "sequence", "follow_up", "missing", "irrelevant", "error"
-]  # fmt: skip
+Kind = Literal["single", "look_alike", "several", "sequence", "follow_up", "missing", "irrelevant", "error"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Rendering = Literal["auto", "full", "compressed", "compact"]
+
+SHARES: Mapping[Kind, float] = {
+    "single": 0.26,
+    "look_alike": 0.2,
+    "several": 0.12,
+    "sequence": 0.09,
+    "follow_up": 0.08,
+    "missing": 0.08,
+    "irrelevant": 0.11,
+    "error": 0.06,
+}
+LANGUAGE_SHARES: Mapping[Language, float] = {"en": 0.5, "ja": 0.38, "mixed": 0.12}
 
 T = TypeVar("T")
 
@@ -38,13 +48,8 @@ class HubMix(Value):
     count: int = Field(1500, ge=1)
     seed: int = 0
     held_out: float = Field(0.2, ge=0, le=0.9)
-    kinds: dict[Kind, float] = Field(
-        default_factory=lambda: {
-            "single": 0.26, "look_alike": 0.2, "several": 0.12, "sequence": 0.09, "follow_up": 0.08, "missing": 0.08,
-            "irrelevant": 0.11, "error": 0.06,
-        }
-    )  # fmt: skip
-    languages: dict[Language, float] = Field(default_factory=lambda: {"en": 0.5, "ja": 0.38, "mixed": 0.12})
+    kinds: dict[Kind, float] = Field(default_factory=lambda: dict(SHARES))
+    languages: dict[Language, float] = Field(default_factory=lambda: dict(LANGUAGE_SHARES))
     sizes: tuple[int, ...] = Field((5, 8, 3, 12, 6, 24, 9, 4, 73, 7, 16, 1, 10, 36), min_length=1)
     masked: float = Field(0.15, ge=0, le=1)
     rendering: Rendering = "auto"

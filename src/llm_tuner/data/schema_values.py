@@ -15,8 +15,8 @@ from llm_tuner.types import Json, Side
 
 _DEPTH = 6
 _WORDS = (
-    "alpha", "harbor", "lantern", "meadow", "onyx", "pepper", "quartz", "ripple", "saffron", "timber", "umber", "violet",
-    "willow", "yonder", "zephyr", "anchor", "birch", "cobalt", "dune", "ember", "fjord", "grove", "hollow", "island",
+    "alpha", "harbor", "lantern", "meadow", "onyx", "pepper", "quartz", "ripple", "saffron", "timber", "umber",
+    "violet", "willow", "yonder", "zephyr", "anchor", "birch", "cobalt", "dune", "ember", "fjord", "grove", "hollow", "island",
 )  # fmt: skip
 
 
@@ -42,7 +42,9 @@ def _value(name: str, schema: Json, root: Mapping[str, Json], side: Side, rng: r
         return _value(name, _referred(name, schema["$ref"], root), root, side, rng, depth + 1)
     for key in ("anyOf", "oneOf", "allOf"):
         if schema.get(key):
-            return _value(name, {**schema[key][0]} if isinstance(schema[key][0], dict) else {}, root, side, rng, depth + 1)
+            return _value(
+                name, {**schema[key][0]} if isinstance(schema[key][0], dict) else {}, root, side, rng, depth + 1
+            )
     if "const" in schema:
         return schema["const"]
     if schema.get("enum"):
@@ -86,8 +88,10 @@ def _number(schema: Mapping[str, Json], kind: str, side: Side, rng: random.Rando
 
 
 _FORMATS = {
-    "date": "2026-0{n}-1{n}", "date-time": "2026-0{n}-1{n}T09:3{n}:00Z", "email": "{w}@example.org", "time": "0{n}:30:00Z",
-    "uri": "https://example.org/{w}", "url": "https://example.org/{w}", "ipv4": "192.0.2.{n}", "hostname": "{w}.example.org",
+    "date": "2026-0{n}-1{n}", "date-time": "2026-0{n}-1{n}T09:3{n}:00Z", "email": "{w}@example.org",
+    "time": "0{n}:30:00Z",
+    "uri": "https://example.org/{w}", "url": "https://example.org/{w}", "ipv4": "192.0.2.{n}",
+    "hostname": "{w}.example.org",
     "uuid": "0000000{n}-0000-4000-8000-00000000000{n}",
 }  # fmt: skip
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import resources
 
@@ -44,8 +44,10 @@ def draw(spec: str, rng: random.Random, side: Side, language: str) -> Sample:
         return _plain(_number(int(numbers[0]), int(numbers[1]), rng, side))
     if word == "list":
         return _list(numbers[0], rng, side, language)
+    if word == "hex":
+        return _plain(_hex(rng, side, int(numbers[0])))
     if word in _MADE:
-        return _plain(_MADE[word](rng, side, *map(int, numbers)))
+        return _plain(_MADE[word](rng, side))
     closed = tables()["closed"].get(word)
     if closed is not None:
         return _sample(rng.choice(closed))
@@ -108,7 +110,7 @@ def _stamp(rng: random.Random, side: Side) -> str:
     return f"17{rng.randrange(60, 80)}{rng.randrange(10**6):06d}.{_number(1000, 999999, rng, side):06d}"
 
 
-_MADE = {"clock": _clock, "date": _date, "hex": _hex, "stamp": _stamp}
+_MADE: Mapping[str, Callable[[random.Random, Side], str]] = {"clock": _clock, "date": _date, "stamp": _stamp}
 
 
 def _plain(value: Json) -> Sample:

@@ -40,7 +40,9 @@ def format_fault(calls: Sequence[ToolCall], tools: Sequence[ToolSpec]) -> tuple[
     return None
 
 
-def meaning_fault(made: Draft, found: str, offered: Iterable[str], results: Sequence[str] = ()) -> tuple[str, str] | None:
+def meaning_fault(
+    made: Draft, found: str, offered: Iterable[str], results: Sequence[str] = ()
+) -> tuple[str, str] | None:
     """Reason and sentence where request and calls do not determine each other. `found` is what the first result gave,
     `offered` the own names of the tools in the catalogue."""
     names = set(offered)
@@ -120,5 +122,11 @@ def rejection(stage: str, fault: tuple[str, str], made: Draft | None, source: st
     """The record of a refused draft."""
     reason, detail = fault
     return Rejection.model_validate(
-        {"stage": stage, "reason": reason, "detail": detail, "source": source, "request": made.request[:200] if made else ""}
+        {
+            "stage": stage,
+            "reason": reason,
+            "detail": detail,
+            "source": source,
+            "request": made.request[:200] if made else "",
+        }
     )

@@ -66,7 +66,7 @@ def compressed(tool: ToolSpec) -> ToolSpec:
 
 
 def _behind(tool: ToolSpec, words: int) -> str:
-    said = tool.description.split()[:words]
+    said = re.split(r"(?<=[.!?])\s", tool.description.strip(), maxsplit=1)[0].split()[:words]
     return f" # {' '.join(said).rstrip('.,;:')}" if said else ""
 
 

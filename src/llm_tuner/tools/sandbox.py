@@ -32,7 +32,9 @@ def available() -> str:
         subprocess.run(
             [program, *_walls(Path("/")), "--", "true"], check=True, capture_output=True, timeout=_PROBE_SECONDS
         )
-        said = subprocess.run([program, "--version"], check=True, capture_output=True, text=True, timeout=_PROBE_SECONDS)
+        said = subprocess.run(
+            [program, "--version"], check=True, capture_output=True, text=True, timeout=_PROBE_SECONDS
+        )
     except (OSError, subprocess.SubprocessError):
         return ""
     return said.stdout.strip()

@@ -21,16 +21,26 @@ def synthesize(
     seed: Annotated[int, typer.Option(help="The same seed, tools and settings give the same plan.")] = 0,
     mix: Annotated[str, typer.Option(help='Shares of kinds, as "single=0.4,missing=0.1"; others keep theirs.')] = "",
     languages: Annotated[str, typer.Option(help='Shares of languages: "en=0.5,ja=0.4,mixed=0.1".')] = "",
-    irrelevance: Annotated[float | None, typer.Option(min=0, max=1, help="Share of requests that no tool fits.")] = None,
+    irrelevance: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of requests that no tool fits.")
+    ] = None,
     sizes: Annotated[str, typer.Option(help='Tools offered, one catalogue after the other: "1,5,20".')] = "",
     masked: Annotated[float, typer.Option(min=0, max=1, help="Share of catalogues with other tool names.")] = 0.15,
-    rendering: Annotated[str, typer.Option(help="auto, full, compressed or compact (one signature line a tool).")] = "auto",
+    rendering: Annotated[
+        str, typer.Option(help="auto, full, compressed or compact (one signature line a tool).")
+    ] = "auto",
     held_out: Annotated[float, typer.Option(min=0, max=0.9, help="Share of the held-out side.")] = 0.2,
-    unseen_tool: Annotated[list[str] | None, typer.Option(help="A tool for the held-out side only; repeatable.")] = None,
+    unseen_tool: Annotated[
+        list[str] | None, typer.Option(help="A tool for the held-out side only; repeatable.")
+    ] = None,
     unseen_server: Annotated[list[str] | None, typer.Option(help="The same for a whole server.")] = None,
     list_only: Annotated[list[str] | None, typer.Option(help="A server that is never called; repeatable.")] = None,
-    execute: Annotated[bool, typer.Option("--execute/--no-execute", help="Really call the servers, in the box.")] = True,
-    writer: Annotated[str, typer.Option(help='Rewords requests: "local", or URL#MODEL of an OpenAI-style server.')] = "",
+    execute: Annotated[
+        bool, typer.Option("--execute/--no-execute", help="Really call the servers, in the box.")
+    ] = True,
+    writer: Annotated[
+        str, typer.Option(help='Rewords requests: "local", or URL#MODEL of an OpenAI-style server.')
+    ] = "",
     benches: Annotated[int, typer.Option(min=1, max=16, help="Boxes that work side by side.")] = 2,
     json: Json = False,
 ) -> None:
@@ -40,13 +50,12 @@ def synthesize(
 
     Example: llm-tuner data synthesize --hub examples/hub-8/mcp.json --count 1500 --seed 1 --out hub-set --json
     """
-    from llm_tuner.data.build import build
     from llm_tuner.data.plan import HubMix
     from llm_tuner.tools.sandbox import available
     from llm_tuner.tools.servers import load
 
     default = HubMix()
-    kinds = {**default.kinds, **_shares(mix, "--mix")}
+    kinds: dict[str, float] = dict(default.kinds) | _shares(mix, "--mix")
     if irrelevance is not None:
         rest = sum(share for kind, share in kinds.items() if kind != "irrelevant") or 1.0
         kinds = {kind: share / rest * (1 - irrelevance) for kind, share in kinds.items()} | {"irrelevant": irrelevance}
@@ -126,7 +135,9 @@ def _text(document: dict[str, Any]) -> str:
     rows = [["kind", name, str(n)] for name, n in document["kinds"].items()]
     rows += [["language", name, str(n)] for name, n in document["languages"].items()]
     rows += [["verified", name, str(n)] for name, n in document["verified"].items()]
-    rows += [[f"refused: {stage}", why, str(n)] for stage, part in document["rejected"].items() for why, n in part.items()]
+    rows += [
+        [f"refused: {stage}", why, str(n)] for stage, part in document["rejected"].items() for why, n in part.items()
+    ]
     head = f"{tasks['made']} of {tasks['wanted']} tasks, {tools['called']} of {tools['listed']} tools called, "
     head += f"{document['executed_share'] * 100:.1f} % of the tasks with calls executed, {document['seconds']} s"
     return "\n".join([head, "", table(rows, ["what", "which", "tasks"]), "", document["folder"]])

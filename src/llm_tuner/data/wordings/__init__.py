@@ -1,11 +1,11 @@
 """How people ask for the tools of well-known servers, as data: one TOML file a server, phrases and values beside it.
 
-Not the demo's wording (wording.py, paraphrases.py), which its published numbers belong to. The rule it protects: a way of
-asking names every value that its call needs, in every sentence of every language; a file that does not is refused.
+Not the demo's wording (wording.py, paraphrases.py), which its published numbers belong to. The rule it protects: a way
+of asking names every value that its call needs, in every sentence of every language; a file that does not is refused.
 
 A file holds, by tool, its *ways*: `say` (the values that the request gives, each with the spec of values.py), sentences
-in `en`, `ja` and `mixed`, and `arguments` where they are not just the values by their names. `missing` holds requests that
-leave one value out. `rivals` fit the same requests equally, so that they are never offered beside this tool; `near`
+in `en`, `ja` and `mixed`, and `arguments` where they are not just the values by their names. `missing` holds requests
+that leave one value out. `rivals` fit the same requests equally, so that they are never offered beside this tool; `near`
 tools could serve in its absence. The last sentences of every list are kept for the held-out side.
 """
 
@@ -175,7 +175,8 @@ def wording_of(tool: ToolSpec) -> ToolWording | None:
 def plain_name(tool: ToolSpec) -> str:
     """The name that the tool's server gave it."""
     prefix, _, rest = tool.name.partition("__")
-    return rest if rest and prefix == "".join(c if c.isalnum() or c in "_-" else "_" for c in tool.server) else tool.name
+    server = "".join(c if c.isalnum() or c in "_-" else "_" for c in tool.server)
+    return rest if rest and prefix == server else tool.name
 
 
 def sided(every: Sequence[str], side: Side) -> Sequence[str]:
