@@ -10,7 +10,10 @@ TOOLS = tuple(
     ToolSpec(
         name=name,
         description=f"Does {name}.",
-        parameters={"type": "object", "properties": {value: {} for w in wordings for value in (*w.values, *w.constants)}},
+        parameters={
+            "type": "object",
+            "properties": {value: {} for w in wordings for value in (*w.values, *w.constants)},
+        },
         server="demo",
     )
     for name, wordings in WORDINGS.items()
@@ -27,4 +30,6 @@ def test_the_demos_tasks_are_what_they_were():
     held_out = config.held_out.model_copy(update={"unseen": DEMO_UNSEEN})
     assert hash_of(synthesize(TOOLS, train, "train", pages=PAGES)) == "5092504d63a7f505"
     assert hash_of(synthesize(TOOLS, held_out, "held-out", pages=PAGES)) == "6ef92feaf845daef"
-    assert hash_of(synthesize_unseen(TOOLS, held_out.model_copy(update={"tasks": 24}), pages=PAGES)) == "92d44d077b386b39"
+    assert (
+        hash_of(synthesize_unseen(TOOLS, held_out.model_copy(update={"tasks": 24}), pages=PAGES)) == "92d44d077b386b39"
+    )

@@ -177,14 +177,20 @@ def _constants(shape: Json) -> tuple[str, ...]:
 
 _GENERIC = {
     "en": (
-        "I need this done: {what}.{given}", "Please do the following. {what}.{given}", "{what}.{given} Can you do it?",
-        "Next job: {what}.{given}", "Could you help me with this? {what}.{given}",
+        "I need this done: {what}.{given}",
+        "Please do the following. {what}.{given}",
+        "{what}.{given} Can you do it?",
+        "Next job: {what}.{given}",
+        "Could you help me with this? {what}.{given}",
     ),
     "ja": (
-        "次のことをお願いします。{what}。{given}", "これをやってください: {what}。{given}", "{what}。{given}頼めますか？",
-        "次の作業です。{what}。{given}", "これを手伝ってもらえますか？ {what}。{given}",
+        "次のことをお願いします。{what}。{given}",
+        "これをやってください: {what}。{given}",
+        "{what}。{given}頼めますか？",
+        "次の作業です。{what}。{given}",
+        "これを手伝ってもらえますか？ {what}。{given}",
     ),
-}  # fmt: skip
+}
 
 
 def _generic(tool: ToolSpec, slot: Slot, rng: random.Random) -> Draft:
@@ -310,7 +316,7 @@ def _missing(slot: Slot, tools: Mapping[str, ToolSpec], rng: random.Random) -> D
 
 
 def _irrelevant(slot: Slot, tools: Mapping[str, ToolSpec], rng: random.Random) -> Draft:
-    """Nothing that is offered fits: talk, another world, or a tool that is known elsewhere and looks like the others."""
+    """Nothing that is offered fits: talk, another world, or a tool that is known elsewhere and looks like these."""
     said = phrases()
     language = tongue(slot.language)
     absent = sorted(name for name in tools if _absent(name, slot))
@@ -360,7 +366,7 @@ def _recipe(slot: Slot, tools: Mapping[str, ToolSpec], rng: random.Random) -> Dr
         replies = recipe.reply_en if slot.language == "en" else recipe.reply_ja
         return _framed(replace(made, reply=fill(rng.choice(replies), values)), slot, rng)
     if not fails and rng.random() < 0.25:  # the first step of the two
-        return _framed(replace(made, first=None, take="", calls=(first,)), slot, rng)
+        return _framed(replace(made, first=None, calls=(first,)), slot, rng)
     then = ToolCall(name=recipe.then.tool, arguments=fill(recipe.then.arguments, values))
     return _framed(replace(made, calls=(then,)), slot, rng)
 

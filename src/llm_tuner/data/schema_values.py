@@ -15,9 +15,31 @@ from llm_tuner.types import Json, Side
 
 _DEPTH = 6
 _WORDS = (
-    "alpha", "harbor", "lantern", "meadow", "onyx", "pepper", "quartz", "ripple", "saffron", "timber", "umber",
-    "violet", "willow", "yonder", "zephyr", "anchor", "birch", "cobalt", "dune", "ember", "fjord", "grove", "hollow", "island",
-)  # fmt: skip
+    "alpha",
+    "harbor",
+    "lantern",
+    "meadow",
+    "onyx",
+    "pepper",
+    "quartz",
+    "ripple",
+    "saffron",
+    "timber",
+    "umber",
+    "violet",
+    "willow",
+    "yonder",
+    "zephyr",
+    "anchor",
+    "birch",
+    "cobalt",
+    "dune",
+    "ember",
+    "fjord",
+    "grove",
+    "hollow",
+    "island",
+)
 
 
 class Unfillable(Exception):
@@ -88,12 +110,16 @@ def _number(schema: Mapping[str, Json], kind: str, side: Side, rng: random.Rando
 
 
 _FORMATS = {
-    "date": "2026-0{n}-1{n}", "date-time": "2026-0{n}-1{n}T09:3{n}:00Z", "email": "{w}@example.org",
+    "date": "2026-0{n}-1{n}",
+    "date-time": "2026-0{n}-1{n}T09:3{n}:00Z",
+    "email": "{w}@example.org",
     "time": "0{n}:30:00Z",
-    "uri": "https://example.org/{w}", "url": "https://example.org/{w}", "ipv4": "192.0.2.{n}",
+    "uri": "https://example.org/{w}",
+    "url": "https://example.org/{w}",
+    "ipv4": "192.0.2.{n}",
     "hostname": "{w}.example.org",
     "uuid": "0000000{n}-0000-4000-8000-00000000000{n}",
-}  # fmt: skip
+}
 
 
 def _text(name: str, schema: Mapping[str, Json], side: Side, rng: random.Random) -> str:

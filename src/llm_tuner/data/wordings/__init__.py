@@ -3,10 +3,10 @@
 Not the demo's wording (wording.py, paraphrases.py), which its published numbers belong to. The rule it protects: a way
 of asking names every value that its call needs, in every sentence of every language; a file that does not is refused.
 
-A file holds, by tool, its *ways*: `say` (the values that the request gives, each with the spec of values.py), sentences
-in `en`, `ja` and `mixed`, and `arguments` where they are not just the values by their names. `missing` holds requests
-that leave one value out. `rivals` fit the same requests equally, so that they are never offered beside this tool; `near`
-tools could serve in its absence. The last sentences of every list are kept for the held-out side.
+A file holds, by tool, its *ways*: `say` (the values that the request gives, each with its spec of values.py),
+sentences in `en`, `ja` and `mixed`, and `arguments` where they are not just the values by their names. `missing` holds
+requests that leave one value out. `rivals` fit the same requests equally, so that they are never offered beside this
+tool; `near` tools could serve in its absence. The last sentences of every list are kept for the held-out side.
 """
 
 from __future__ import annotations
