@@ -6,6 +6,7 @@ requests are relative to the box, so the same task means the same thing in every
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -33,26 +34,39 @@ class Box:
         self.pages = pages
         self._snapshot = path.with_name(path.name + ".snapshot")
         shutil.copytree(path, self._snapshot, symlinks=True)
+        self._before = _entries(self._snapshot)
 
     def restore(self) -> None:
-        """Every file as it was: changed and missing ones are copied back, new ones removed."""
-        before, now = _files(self._snapshot), _files(self.path)
-        for name in now.keys() - before.keys():
-            (self.path / name).unlink()
+        """Every file as it was: changed and missing ones are copied back, new ones and new folders removed."""
+        before, now = self._before, _entries(self.path)
+        for name in sorted(now.keys() - before.keys(), reverse=True):  # what lies in a folder goes before it
+            (self.path / name).rmdir() if now[name] is None else (self.path / name).unlink()
         for name, stamp in before.items():
-            if now.get(name) != stamp:
-                target = self.path / name
+            if name in now and now[name] == stamp:
+                continue
+            target = self.path / name
+            if stamp is None:
+                target.mkdir(parents=True, exist_ok=True)
+            else:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(self._snapshot / name, target)
 
 
-def _files(root: Path) -> dict[str, tuple[int, int]]:
-    """Size and modification time (ns) of every file below `root`, by relative path."""
-    found = {}
-    for path in root.rglob("*"):
-        if path.is_file() or path.is_symlink():
-            info = path.lstat()
-            found[path.relative_to(root).as_posix()] = (info.st_size, info.st_mtime_ns)
+def _entries(root: Path) -> dict[str, tuple[int, int] | None]:
+    """Everything below `root` by relative path: size and modification time (ns) of a file, None for a folder."""
+    found: dict[str, tuple[int, int] | None] = {}
+    waiting = [""]
+    while waiting:
+        folder = waiting.pop()
+        with os.scandir(root / folder) as entries:
+            for entry in entries:
+                name = f"{folder}/{entry.name}" if folder else entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    found[name] = None
+                    waiting.append(name)
+                else:
+                    info = entry.stat(follow_symlinks=False)
+                    found[name] = (info.st_size, info.st_mtime_ns)
     return found
 
 

@@ -12,6 +12,7 @@ import re
 from collections.abc import Collection, Generator, Mapping, Sequence
 
 from llm_tuner.data.collect import usable
+from llm_tuner.models.signatures import shown
 from llm_tuner.types import Attempt, DataError, Event, Renderer, Row, Task
 
 BENCHMARKS = frozenset({"bfcl"})
@@ -55,8 +56,9 @@ def refuse_untrainable(tasks: Sequence[Task]) -> None:
 
 def _row(task: Task, attempt: Attempt, renderer: Renderer, cuts: Mapping[str, int]) -> Row:
     answer = attempt.messages[0].model_copy(update={"text_calls": ()})
-    prompt = renderer.render(task.messages, task.tools)
-    whole = renderer.render((*task.messages, answer), task.tools, False)
+    messages, tools = shown(task.messages, task.tools, task.tags.get("rendering", "full"))
+    prompt = renderer.render(messages, tools)
+    whole = renderer.render((*messages, answer), tools, False)
     if not whole.startswith(prompt):
         raise DataError(
             f"The chat template does not continue its own prompt (task {task.id}): after {prompt[-40:]!r} the answer "
@@ -97,7 +99,7 @@ def parity(rows: Sequence[Row], tasks: Mapping[str, Task], renderer: Renderer) -
     problems = []
     for row in rows:
         task = tasks[row.task_id]
-        prompt = renderer.render(task.messages, task.tools)
+        prompt = renderer.render(*shown(task.messages, task.tools, task.tags.get("rendering", "full")))
         if prompt != row.prompt:
             at = next(
                 (i for i, (a, b) in enumerate(zip(prompt, row.prompt, strict=False)) if a != b),

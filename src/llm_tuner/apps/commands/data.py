@@ -8,10 +8,12 @@ from typing import Annotated
 import typer
 
 from llm_tuner.apps.commands import data_sets
+from llm_tuner.apps.commands.synthesize import synthesize
 from llm_tuner.apps.commands.tune import RuntimeName, open_runtime
 from llm_tuner.apps.console import Json, drive, out, page, table
 
-app = typer.Typer(help="Data: collect from a hub, import, check, show, export.", no_args_is_help=True)
+app = typer.Typer(help="Data: make it from a hub, import, check, show, export.", no_args_is_help=True)
+app.command("synthesize")(synthesize)
 
 
 @app.command()

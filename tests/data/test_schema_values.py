@@ -1,0 +1,54 @@
+import random
+
+import jsonschema
+import pytest
+
+from llm_tuner.data.schema_values import Unfillable, by_schema
+
+TEXT = {"type": "string"}
+NODE = {"type": "object", "properties": {"next": {"$ref": "#/$defs/node"}}, "required": ["next"]}
+
+
+def schema(required=None, **properties):
+    return {"type": "object", "properties": properties, "required": list(required or properties)}
+
+
+def values(parameters, seed=0, side="train"):
+    return by_schema(parameters, side, random.Random(seed))
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        schema(who={"$ref": "#/$defs/name"}) | {"$defs": {"name": TEXT}},
+        schema(n={"anyOf": [{"type": "integer", "minimum": 5, "maximum": 7}, {"type": "null"}]}),
+        schema(when={"type": "string", "format": "date"}, mail={"type": "string", "format": "email"}),
+        schema(kind={"enum": ["a", "b"]}, many={"type": "array", "items": TEXT, "minItems": 2}),
+        schema(inner=schema(x={"type": "number"}, flag={"type": "boolean"})),
+        schema(step={"type": "integer", "multipleOf": 5, "minimum": 5, "maximum": 20}, c={"const": 3}),
+        {"type": "object"},
+        {},
+    ],
+)
+def test_a_value_fits(parameters):
+    for seed in range(20):
+        jsonschema.validate(values(parameters, seed), parameters)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "why"),
+    [
+        (schema(node={"$ref": "#/$defs/node"}) | {"$defs": {"node": NODE}}, "without an end"),
+        (schema(x={"$ref": "#/$defs/gone"}), "is not there"),
+        (schema(x={"$ref": "https://example.org/x.json"}), "is not in it"),
+    ],
+)
+def test_what_cannot_be_filled_says_why(parameters, why):
+    with pytest.raises(Unfillable, match=why):
+        values(parameters)
+
+
+def test_words_of_the_sides_are_apart():
+    found = [{values(schema(a=TEXT), seed, side)["a"] for seed in range(200)} for side in ("train", "held-out")]
+    assert found[0]
+    assert not found[0] & found[1]
