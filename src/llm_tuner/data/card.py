@@ -10,13 +10,13 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_tuner.data import readable
-from llm_tuner.data.dataset import SIDES, file_hash, read_examples
+from llm_tuner.data.dataset import file_hash, read_examples
 from llm_tuner.data.examples import Example, calls_wanted
 from llm_tuner.store import write_atomic
 from llm_tuner.types import Event, Json, Renderer, Value
@@ -77,7 +77,7 @@ def describe(
     lengths: Counter[int] = Counter()
     chosen: list[Example] = []
     rng, seen = random.Random(f"card:{seed}"), 0
-    for example in _all(folder):
+    for example in read_examples(folder):
         _count(example, counts)
         lengths[_length(example, renderer)] += 1
         if len(chosen) < ROWS:
@@ -108,12 +108,6 @@ def write(folder: Path, card: Card) -> None:
     write_atomic(folder / "card.json", json.dumps(card.model_dump(mode="json"), ensure_ascii=False, indent=2) + "\n")
     for name in ("card.md", "card.html"):
         write_atomic(folder / name, _template(name).render(card=card, plots=_plots(card)))
-
-
-def _all(folder: Path) -> Iterator[Example]:
-    for side in SIDES:
-        if (folder / f"{side}.jsonl").is_file():
-            yield from read_examples(folder, side)
 
 
 def _count(example: Example, counts: Mapping[str, Counter[str]]) -> None:
