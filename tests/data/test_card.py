@@ -65,6 +65,14 @@ def test_lengths_are_in_tokens_where_a_renderer_is_given(tmp_path: Path) -> None
     assert set(card.lengths.values()) == {11}
 
 
+def test_withheld_tools_are_named(tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "x.jsonl", [xlam_row(n) for n in range(30)])
+    take([file], tmp_path / "set", withheld={"tools": 0, "servers": 0, "names": ["look_2"]})
+    card = described(tmp_path / "set")
+    assert card.counts["withheld tool"] == {"look_2": 4}
+    assert "withheld tool" in (tmp_path / "set" / "card.md").read_text(encoding="utf-8")
+
+
 def test_the_rows_are_chosen_by_the_seed(tmp_path: Path) -> None:
     take([write_lines(tmp_path / "x.jsonl", [xlam_row(n) for n in range(60)])], tmp_path / "set")
     ids = [tuple(row.id for row in described(tmp_path / "set", seed=seed).rows) for seed in (1, 1, 2)]

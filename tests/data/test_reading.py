@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from llm_tuner.data import reading
-from llm_tuner.data.reading import rows
+from llm_tuner.data.reading import AttemptFile, rows
 from llm_tuner.data.rejections import Rejection
-from llm_tuner.types import DataError, MissingExtra
+from llm_tuner.store import write_jsonl
+from llm_tuner.types import Attempt, DataError, MissingExtra, Verdict
 
 
 def read(path: Path) -> list[object]:
@@ -86,3 +87,26 @@ def test_no_file_and_no_set(tmp_path: Path) -> None:
         rows(tmp_path / "none.jsonl")
     with pytest.raises(DataError, match="no suite"):
         list(rows(tmp_path))
+
+
+def attempt(number: int, *, ok: bool = True, backend: str = "a") -> Attempt:
+    verdict = Verdict(ok=ok, selection_ok=ok, parameters_ok=ok, score=float(ok), reason="ok" if ok else "no_call")
+    return Attempt(task_id=f"{number * 0x1111_1111:016x}", backend=backend, verdict=verdict)
+
+
+def test_attempts_in_any_order(tmp_path: Path) -> None:
+    written = [attempt(n) for n in range(50)]
+    written[7:7] = [attempt(60, ok=False), attempt(61, ok=False, backend="bad"), attempt(61, backend="good")]
+    write_jsonl(tmp_path / "attempts.jsonl", written)
+    orders = (range(50), range(49, -1, -1), [3, 3, 40, 4, 5, 6, 7, 0])
+    for order in orders:
+        with AttemptFile(tmp_path / "attempts.jsonl") as file:
+            assert [file.get(attempt(n).task_id) for n in order] == [attempt(n) for n in order]
+    with AttemptFile(tmp_path / "attempts.jsonl") as file:
+        assert file.get(attempt(60).task_id) == attempt(60, ok=False)
+        assert file.get(attempt(61).task_id) == attempt(61, backend="good")
+        assert file.get(attempt(99).task_id) is None
+        assert len(file) == 53
+    with AttemptFile(tmp_path / "none.jsonl") as file:
+        assert file.get(attempt(1).task_id) is None
+        assert len(file) == 0

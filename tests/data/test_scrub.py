@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import re
+import string
 import time
 
 import pytest
@@ -161,3 +163,23 @@ def test_long_texts_do_not_stop_a_build(part: str) -> None:
     started = time.process_time()
     Scrubber("k").text(part * (1_000_000 // len(part)))
     assert time.process_time() - started < 20
+
+
+def test_scrubbing_twice_changes_nothing_whatever_stands_side_by_side() -> None:
+    rng, letters = random.Random(3), string.ascii_letters + string.digits
+
+    def word(size: int) -> str:
+        return "".join(rng.choice(letters) for _ in range(size))
+
+    for _ in range(1500):
+        size = rng.randint(0, 30)
+        parts = [
+            f"sk-{word(16 + size)}", f"api_key={word(12 + size)}", f'"password": "{word(12 + size)}"', word(24 + size),
+            f"{word(1 + size)}@{word(3)}.com", ".".join(str(rng.randrange(256)) for _ in range(4)), f"/home/{word(6)}/x",
+            f"0{rng.randint(1, 9)}-{rng.randint(1000, 9999)}-{rng.randint(1000, 9999)}", f"xoxb-{word(10 + size)}",
+            f"postgres://{word(4)}:{word(1 + size)}@h/x",
+        ]  # fmt: skip
+        text = " ".join(rng.sample(parts, 3))
+        clean = Scrubber("k").text(text)
+        again = Scrubber("z")
+        assert (again.text(clean), again.found.total()) == (clean, 0), text

@@ -10,14 +10,15 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_tuner.data import readable
-from llm_tuner.data.dataset import SIDES, file_hash, read_examples
+from llm_tuner.data.dataset import file_hash, read_examples
 from llm_tuner.data.examples import Example, calls_wanted
+from llm_tuner.data.split import Withheld
 from llm_tuner.store import write_atomic
 from llm_tuner.types import Event, Json, Renderer, Value
 
@@ -30,6 +31,9 @@ _MOST = 200
 
 _OFFERED = ((1, "1"), (2, "2"), (3, "3"), (5, "4-5"), (8, "6-8"), (15, "9-15"), (30, "16-30"), (60, "31-60"))
 _EVERY = 2000
+_DIMENSIONS = (
+    "kind", "language", "side", "tool", "server", "source", "licence", "tools offered", "withheld tool",
+)  # fmt: skip
 
 
 class Shown(Value):
@@ -50,8 +54,8 @@ class Shown(Value):
 
 class Card(Value):
     """What is in a data set. `counts[dimension][value]` are examples by kind, language, side, tool called, server,
-    source, licence and number of tools offered; `lengths` are percentiles of an example's length in `length_unit`;
-    `rejected[stage][reason]`; `hashes` of the files, SHA-256."""
+    source, licence, number of tools offered, and tools that only the held-out side has; `lengths` are percentiles of an
+    example's length in `length_unit`; `rejected[stage][reason]`; `hashes` of the files, SHA-256."""
 
     examples: int
     counts: dict[str, dict[str, int]]
@@ -71,14 +75,15 @@ def describe(
 ) -> Generator[Event, None, Card]:
     """The card of the data set in this folder; `facts` are those of its data.json. Lengths are in tokens of the
     renderer's template, in characters where there is none."""
-    counts: dict[str, Counter[str]] = {
-        name: Counter() for name in ("kind", "language", "side", "tool", "server", "source", "licence", "tools offered")
-    }
+    counts: dict[str, Counter[str]] = {name: Counter() for name in _DIMENSIONS}
+    withheld = Withheld.model_validate((facts.get("config") or {}).get("withheld") or {"tools": 0, "servers": 0})
     lengths: Counter[int] = Counter()
     chosen: list[Example] = []
     rng, seen = random.Random(f"card:{seed}"), 0
-    for example in _all(folder):
+    for example in read_examples(folder):
         _count(example, counts)
+        if example.task.side == "held-out":
+            counts["withheld tool"].update(tool.name for tool in example.task.tools if withheld.holds(tool))
         lengths[_length(example, renderer)] += 1
         if len(chosen) < ROWS:
             chosen.append(example)
@@ -108,12 +113,6 @@ def write(folder: Path, card: Card) -> None:
     write_atomic(folder / "card.json", json.dumps(card.model_dump(mode="json"), ensure_ascii=False, indent=2) + "\n")
     for name in ("card.md", "card.html"):
         write_atomic(folder / name, _template(name).render(card=card, plots=_plots(card)))
-
-
-def _all(folder: Path) -> Iterator[Example]:
-    for side in SIDES:
-        if (folder / f"{side}.jsonl").is_file():
-            yield from read_examples(folder, side)
 
 
 def _count(example: Example, counts: Mapping[str, Counter[str]]) -> None:
@@ -183,7 +182,7 @@ def _shown(example: Example) -> Shown:
 def _plots(card: Card) -> list[dict[str, Any]]:
     """Bars of the mix in the picture's coordinates."""
     plots = []
-    for name in ("kind", "language", "side", "tools offered", "tool", "server", "licence"):
+    for name in ("kind", "language", "side", "tools offered", "tool", "server", "licence", "withheld tool"):
         values = list(card.counts[name].items())[:24]
         most = max((count for _, count in values), default=1)
         bars = [

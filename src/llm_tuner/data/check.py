@@ -163,8 +163,8 @@ class _Look:
     def leftovers(self) -> None:
         """Attempts without a task."""
         wanted = self.tasks.total() - self.problems["no_attempt"]
-        if len(self.attempts.ids) != wanted:
-            self.problem("stray_attempts", f"{len(self.attempts.ids)} attempts for {wanted} tasks")
+        if len(self.attempts) != wanted:
+            self.problem("stray_attempts", f"{len(self.attempts)} attempts for {wanted} tasks")
 
     def result(self) -> Checked:
         prefix = "overlap_"

@@ -199,15 +199,17 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_examples(folder: Path, side: str) -> Iterator[Example]:
-    """The examples of one side, one after the other. Raises DataError for a task without an attempt."""
-    path = folder / f"{side}.jsonl"
+def read_examples(folder: Path, *sides: str) -> Iterator[Example]:
+    """The examples of these sides, one after the other; by default of both, in the order in which an import writes
+    their attempts. Raises DataError for a task without an attempt."""
     with AttemptFile(folder / "attempts.jsonl") as attempts:
-        for task in long_suite.read(path):
-            attempt = attempts.get(task.id)
-            if attempt is None:
-                raise DataError(f"{path}: the task {task.id} has no attempt in attempts.jsonl.")
-            yield Example(task, attempt)
+        for side in sides or SIDES[::-1]:
+            path = folder / f"{side}.jsonl"
+            for task in long_suite.read(path):
+                attempt = attempts.get(task.id)
+                if attempt is None:
+                    raise DataError(f"{path}: the task {task.id} has no attempt in attempts.jsonl.")
+                yield Example(task, attempt)
 
 
 def open_examples(path: Path) -> Iterator[Example]:
@@ -216,8 +218,7 @@ def open_examples(path: Path) -> Iterator[Example]:
         sides = [side for side in SIDES if (path / f"{side}.jsonl").is_file()]
         if not sides:
             raise DataError(f"{path} holds neither train.jsonl nor held-out.jsonl. Give a data set or a suite file.")
-        for side in sides:
-            yield from read_examples(path, side)
+        yield from read_examples(path, *sides)
         return
     with AttemptFile(path.parent / "attempts.jsonl") as attempts:
         for task in load(path).tasks:

@@ -7,7 +7,7 @@ protects: the file appears whole or not at all, and comes back through `data imp
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,14 @@ from llm_tuner.types import Event, Json, MissingExtra, SetupError
 _BATCH = 512
 
 
-def export(folder: Path, out: Path, sides: Iterable[str] = ("train",)) -> Generator[Event, None, int]:
+def export(folder: Path, out: Path, sides: Sequence[str] = ("train",)) -> Generator[Event, None, int]:
     """Writes the examples of these sides to `out` (.jsonl or .parquet) and returns how many. Raises SetupError for
     another ending, MissingExtra for Parquet without pyarrow, DataError where `folder` is no data set."""
     if strange := [side for side in sides if side not in SIDES]:
         raise SetupError(f'No side "{strange[0]}" (found {", ".join(SIDES)}).')
     if out.suffix not in (".jsonl", ".parquet"):
         raise SetupError(f"Cannot export to {out.name}: name a file that ends in .jsonl or .parquet.")
-    examples = (example for side in sides for example in read_examples(folder, side))
+    examples = read_examples(folder, *sides)
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(out.name + ".part")
     with disk_full_named(out):

@@ -20,18 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from llm_tuner.data import card
+from llm_tuner.data.cleaning import cleaning
 from llm_tuner.data.dataset import DRAFT, MANIFEST, Draft, LineFile, file_hash, manifest, write_manifest
-from llm_tuner.data.duplicates import drop_duplicates
 from llm_tuner.data.examples import Example, Item, piped
 from llm_tuner.data.importers import Importer, named, read_row, recognise
-from llm_tuner.data.licences import exclude_noncommercial
 from llm_tuner.data.overlap import Reference, References, drop_overlaps
-from llm_tuner.data.quarantine import quarantine
 from llm_tuner.data.reading import rows
 from llm_tuner.data.rejections import Rejection
-from llm_tuner.data.scrub import Scrubber, scrub
-from llm_tuner.data.split import Withheld, divide
-from llm_tuner.data.validity import check_form
+from llm_tuner.data.scrub import Scrubber
+from llm_tuner.data.split import Withheld
 from llm_tuner.store import long_suite, versions
 from llm_tuner.types import Attempt, DataError, EmptyData, Event, Json, Value, content_hash
 
@@ -135,7 +132,14 @@ class _Build:
         held_out, candidates = self.draft.suite("held-out"), self.draft.suite("candidates")
         attempts, waiting = self.draft.lines("attempts.jsonl"), self.draft.lines("candidates-attempts.jsonl")
         rejected = self.draft.lines("rejected.jsonl")
-        for seen, item in enumerate(piped(self._rows(files, importers), *self._stages())):
+        stages = cleaning(
+            self.draft.database,
+            self.scrubber,
+            self.config.withheld,
+            self.against,
+            commercial_only=self.config.exclude_noncommercial,
+        )
+        for seen, item in enumerate(piped(self._rows(files, importers), *stages)):
             if isinstance(item, Rejection):
                 self.refuse(item, rejected)
             elif item.task.side == "held-out":
@@ -155,24 +159,6 @@ class _Build:
             self.draft.forget(suite.path.name)
         self.commit(phase="separate")
         self.draft.close_files()
-
-    def _stages(self) -> list[Any]:
-        licence = [exclude_noncommercial()] if self.config.exclude_noncommercial else []
-        benchmarks = []
-        for name, texts in self.against.items():
-            known = References()
-            for text in texts:
-                known.add(text)
-            benchmarks.append(drop_overlaps(known, name))
-        return [
-            *licence,
-            scrub(self.scrubber),
-            check_form(),
-            quarantine(),
-            drop_duplicates(self.draft.database),
-            *benchmarks,
-            divide(self.config.withheld),
-        ]
 
     def _rows(self, files: Sequence[Path], importers: Sequence[Importer]) -> Iterator[Item]:
         """The items of every row from the last commit on. A commit falls between two rows, when everything that came of

@@ -9,11 +9,13 @@ from __future__ import annotations
 import gzip
 import json
 import re
+from array import array
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llm_tuner.data.importers.shapes import parse_json
 from llm_tuner.data.rejections import Rejection
@@ -208,9 +210,10 @@ def _own_folder(folder: Path) -> Iterator[Row]:
     suites = [p for p in sorted(folder.glob("*.jsonl")) if _is_suite(p)]
     if not suites:
         raise DataError(f"{folder} holds no suite (train.jsonl, held-out.jsonl). Give the folder of a data set.")
-    for suite in suites:
-        beside = folder / f"{suite.stem}-attempts.jsonl"
-        yield from _own_suite(suite, beside if beside.is_file() else folder / "attempts.jsonl")
+    with AttemptFile(folder / "attempts.jsonl") as shared:
+        for suite in suites:
+            beside = folder / f"{suite.stem}-attempts.jsonl"
+            yield from _own_suite(suite, beside) if beside.is_file() else _answered(suite, shared)
 
 
 def _is_suite(path: Path) -> bool:
@@ -220,27 +223,27 @@ def _is_suite(path: Path) -> bool:
 
 def _own_suite(path: Path, attempts: Path) -> Iterator[Row]:
     with AttemptFile(attempts) as found:
-        for number, task in enumerate(long_suite.read(path), start=1):
-            yield Row(f"{path.name}:{number}", {"task": task, "attempt": found.get(task.id)})
+        yield from _answered(path, found)
+
+
+def _answered(path: Path, attempts: AttemptFile) -> Iterator[Row]:
+    for number, task in enumerate(long_suite.read(path), start=1):
+        yield Row(f"{path.name}:{number}", {"task": task, "attempt": attempts.get(task.id)})
 
 
 class AttemptFile:
-    """Attempts by task id out of a JSONL file of any length: 16 bytes of memory an attempt. The first attempt of a task
-    whose verdict is ok counts; without one the first."""
+    """Attempts by task id out of a JSONL file of any length. The first attempt at a task whose verdict is ok counts;
+    without one the first.
+
+    Asked in the order of the file it keeps nothing; else an index of 16 bytes an attempt.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file = path.open("rb") if path.is_file() else None
-        ids, places, offset = [], [], 0
-        for line in self._file or ():
-            found = re.search(rb'"task_id":\s*"([0-9a-f]{16})"', line[:200])
-            if found:
-                ids.append(int(found.group(1), 16))
-                places.append(offset)
-            offset += len(line)
-        order = np.argsort(np.array(ids, dtype=np.uint64), kind="stable")
-        self.ids = np.array(ids, dtype=np.uint64)[order]
-        self._places = np.array(places, dtype=np.int64)[order]
+        self._next = 0
+        self._ids: NDArray[np.uint64] | None = None
+        self._places: NDArray[np.int64] = np.array([], dtype=np.int64)
 
     def __enter__(self) -> Self:
         return self
@@ -249,18 +252,68 @@ class AttemptFile:
         if self._file is not None:
             self._file.close()
 
+    def __len__(self) -> int:
+        """How many attempts the file holds."""
+        return sum(1 for _ in self._lines())
+
     def get(self, task_id: str) -> Attempt | None:
         """The attempt at this task; none where there is none. Raises DataError for a line that is none."""
-        wanted = np.uint64(int(task_id, 16))
-        at = int(np.searchsorted(self.ids, wanted))
-        first: Attempt | None = None
-        while self._file is not None and at < len(self.ids) and self.ids[at] == wanted:
-            self._file.seek(int(self._places[at]))
-            try:
-                attempt = Attempt.model_validate_json(self._file.readline())
-            except ValueError as error:
-                raise DataError(f"{self._path}: the attempt at task {task_id} cannot be read ({error}).") from error
+        if self._file is None:
+            return None
+        self._file.seek(self._next)
+        line = self._file.readline()
+        if _task_of(line) == int(task_id, 16):
+            attempt = self._read(line, task_id)
             if attempt.verdict is not None and attempt.verdict.ok:
+                self._next += len(line)
+                return attempt
+        return self._looked_up(self._file, task_id)
+
+    def _looked_up(self, file: IO[bytes], task_id: str) -> Attempt | None:
+        ids, wanted = self._index(), np.uint64(int(task_id, 16))
+        at = int(np.searchsorted(ids, wanted))
+        first: Attempt | None = None
+        while at < len(ids) and ids[at] == wanted:
+            file.seek(int(self._places[at]))
+            line = file.readline()
+            attempt = self._read(line, task_id)
+            if attempt.verdict is not None and attempt.verdict.ok:
+                self._next = int(self._places[at]) + len(line)
                 return attempt
             first, at = first or attempt, at + 1
         return first
+
+    def _index(self) -> NDArray[np.uint64]:
+        if self._ids is None:
+            ids, places = array("Q"), array("q")
+            for offset, task in self._lines():
+                ids.append(task)
+                places.append(offset)
+            found = np.frombuffer(ids, dtype=np.uint64) if ids else np.array([], dtype=np.uint64)
+            order = np.argsort(found, kind="stable")
+            self._ids = found[order]
+            self._places = np.frombuffer(places, dtype=np.int64)[order] if places else self._places
+        return self._ids
+
+    def _lines(self) -> Iterator[tuple[int, int]]:
+        """Offset and task of every attempt."""
+        if self._file is None:
+            return
+        self._file.seek(0)
+        offset = 0
+        while line := self._file.readline():
+            task = _task_of(line)
+            if task is not None:
+                yield offset, task
+            offset += len(line)
+
+    def _read(self, line: bytes, task_id: str) -> Attempt:
+        try:
+            return Attempt.model_validate_json(line)
+        except ValueError as error:
+            raise DataError(f"{self._path}: the attempt at task {task_id} cannot be read ({error}).") from error
+
+
+def _task_of(line: bytes) -> int | None:
+    found = re.search(rb'"task_id":\s*"([0-9a-f]{16})"', line[:200])
+    return int(found.group(1), 16) if found else None

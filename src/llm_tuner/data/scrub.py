@@ -175,7 +175,7 @@ class Scrubber:
             else:
                 letters.append(letter)
         made = "".join(letters)
-        return made[: -len(mark)] + mark if mark and len(made) >= 2 * len(mark) else made
+        return made[: -len(mark)] + mark if mark and len(made) > len(mark) else made
 
     def _private_key(self, match: re.Match[str]) -> str:
         if _MARK in match.group(2):

@@ -6,6 +6,8 @@ protects: what leaves this stage has only calls that its own tools' schemas allo
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
@@ -95,16 +97,28 @@ def _undeclared(tool: ToolSpec, arguments: dict[str, Json]) -> tuple[str, str] |
     ]
 
 
+_NESTED = re.compile(r"\([^()]*[+*}][^()]*\)[+*{]")
+"""A repeated group that repeats inside, `(a+)+`: a short text can keep Python's matcher busy for years."""
+
+
 @lru_cache(4096)
 def _validator(schema: str) -> Any:
-    import json
-
+    """A validator that asks no address for a `$ref` and tries no pattern that may not end: schemas are strangers'."""
     from jsonschema import SchemaError, validators
+    from referencing import Registry
 
     words = json.loads(schema)
-    kind = validators.validator_for(words, default=validators.Draft202012Validator)
+    known = validators.validator_for(words, default=validators.Draft202012Validator)
     try:
-        kind.check_schema(words)
+        known.check_schema(words)
     except (SchemaError, RecursionError):
         return None
-    return kind(words)
+    extend: Any = validators.extend
+    return extend(known, {"pattern": _pattern, "patternProperties": None})(words, registry=Registry())
+
+
+def _pattern(_: Any, pattern: str, value: Json, schema: Json) -> Iterator[Any]:
+    from jsonschema import ValidationError
+
+    if isinstance(value, str) and not _NESTED.search(pattern) and not re.search(pattern, value):
+        yield ValidationError(f"{value!r} does not match {pattern!r}")

@@ -166,6 +166,10 @@ def _imported(found: dict[str, Any], folder: Path) -> str:
         parts.append(table(rejected, ["rejected", "reason", "examples"]))
     if found["scrubbed"]:
         parts.append("scrubbed: " + ", ".join(f"{kind} {count}" for kind, count in found["scrubbed"].items()))
+    if not counts["train"]:
+        parts.append(
+            "Nothing is left to train on: all is held out (--held-out-tools 0 --held-out-servers 0 says otherwise)."
+        )
     return "\n".join(parts)
 
 

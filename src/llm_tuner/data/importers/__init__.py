@@ -60,7 +60,7 @@ def named(name: str) -> Importer:
 
 
 def recognise(rows: Sequence[Row], file: str) -> Importer:
-    """The format in which most of these first rows can be read. DataError for a benchmark, or for no known one."""
+    """The format in which most of these first rows can be read. Raises DataError for a benchmark or no known format."""
     for row in rows:
         if found := benchmark_of(row):
             raise DataError(f"{file} holds rows of {found}: a benchmark must not be trained on. Leave this file out.")

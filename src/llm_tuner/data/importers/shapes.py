@@ -219,13 +219,11 @@ def tool_of(body: Json) -> ToolSpec:
 def _tool(text: str) -> ToolSpec:
     body = json.loads(text)
     parameters = body.get("parameters", body.get("inputSchema"))
-    if not isinstance(parameters, dict):
-        parameters = {}
+    if not isinstance(parameters, dict) or not parameters:
+        parameters = {"type": "object", "properties": {}}
     parameters = schema_of(parameters)
-    if "type" not in parameters and "$ref" not in parameters:
+    if not {"type", "$ref", "anyOf", "oneOf", "allOf"} & parameters.keys():
         parameters = {"type": "object", **parameters}
-    if parameters.get("type") == "object":
-        parameters.setdefault("properties", {})
     server = body.get("server")
     return ToolSpec(
         name=spelled(body["name"]),
