@@ -1,7 +1,6 @@
 import random
 
 from hub_tools import TOOLS
-
 from llm_tuner.data.catalogues import deal, likeness, nearest, renamed, vectors
 from llm_tuner.types import ToolCall
 

@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 import pytest
-from hub_tools import CALLABLE, TOOLS
 
+from hub_tools import CALLABLE, TOOLS
 from llm_tuner.data.drafts import Draft, Impossible, draft
 from llm_tuner.data.plan import HubMix, plan
 from llm_tuner.data.verify import format_fault, meaning_fault

@@ -3,9 +3,9 @@
 from collections import Counter
 
 import pytest
-from hub_tools import CALLABLE, TOOLS
 from pydantic import ValidationError
 
+from hub_tools import CALLABLE, TOOLS
 from llm_tuner.data.plan import LANGUAGE_SHARES, SHARES, HubMix, plan
 from llm_tuner.data.wordings import wordings
 from llm_tuner.types import DataError

@@ -1,7 +1,6 @@
 """What a model writes is kept only where every value is in it and a second reading makes the same call."""
 
 from hub_tools import CALLABLE, TOOLS
-
 from llm_tuner.data.drafts import Draft
 from llm_tuner.data.plan import HubMix, plan
 from llm_tuner.data.writer import Writer

@@ -69,7 +69,8 @@ class Outcome(Value):
     number: int
     tries: int
     messages: tuple[Message, ...] = ()
-    expect: Expectation | None = None
+    calls: tuple[ToolCall, ...] = ()
+    reply: str = ""
     category: str = ""
     tags: dict[str, str] = Field(default_factory=dict)
     attempt: Attempt | None = None
@@ -320,7 +321,6 @@ def _accepted(
     executed: Sequence[ToolResult],
     all_called: bool,
 ) -> Outcome | Fault:
-    expect: Expectation = ExactCalls(calls=shown) if shown else NoCall(reply=made.reply)
     verified = ("executed" if all_called else "schema only") if shown else "no call"
     tags = {
         "tools_offered": str(len(slot.catalogue.own)),
@@ -330,7 +330,15 @@ def _accepted(
         **({"writer": made.writer} if made.writer else {}),
         **slot.catalogue.tags(),
     }
-    outcome = Outcome(number=slot.number, tries=0, messages=history, expect=expect, category=slot.kind, tags=tags)
+    outcome = Outcome(
+        number=slot.number,
+        tries=0,
+        messages=history,
+        calls=shown,
+        reply="" if shown else made.reply,
+        category=slot.kind,
+        tags=tags,
+    )
     task = _task(slot, outcome)
     attempt = gold_attempt(task).model_copy(update={"backend": REFERENCE, "results": tuple(executed)})
     attempt = attempt.model_copy(update={"verdict": score(task, attempt)})
@@ -341,11 +349,11 @@ def _accepted(
 
 
 def _task(slot: Slot, outcome: Outcome) -> Task:
-    assert outcome.expect is not None
+    expect: Expectation = ExactCalls(calls=outcome.calls) if outcome.calls else NoCall(reply=outcome.reply)
     return Task(
         messages=outcome.messages,
         tools=slot.catalogue.shown,
-        expect=outcome.expect,
+        expect=expect,
         category=outcome.category,
         source="synthetic",
         licence="Apache-2.0",
