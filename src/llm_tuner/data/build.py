@@ -205,7 +205,7 @@ class _Build:
             names = sorted(slot.catalogue.names - self.changed)
             slot = replace(slot, target=names[(slot.number + tries) % len(names)]) if names else slot
         try:
-            made = draft(slot, tries, self.plan.tools, self.mix.seed)
+            made = draft(slot, tries, self.plan.tools_of(slot.side), self.mix.seed)
         except (Impossible, Unfillable) as why:
             reason = "no value for the schema" if isinstance(why, Unfillable) else "no draft of this kind"
             return slot, tries, rejection("format", (reason, str(why)), None, source)

@@ -230,6 +230,8 @@ def _several(slot: Slot, tools: Mapping[str, ToolSpec], rng: random.Random) -> D
         raise Impossible("calls that change what another one of them sees")
     joins = phrases().joins[tongue(slot.language)]
     request = parts[0].request
+    if count > 2:
+        joins = tuple(join for join in joins if join.startswith("{a}"))  # none that says "two"
     for part in parts[1:]:
         request = _joined(rng.choice(side_of(joins, slot.side)), request, part.request)
     merged: Said = {key: forms for part in parts for key, forms in part.said.items()}
