@@ -17,7 +17,7 @@ PLAN = plan(TOOLS, MIX, CALLABLE)
 def drafts():
     for slot in PLAN.slots:
         try:
-            yield slot, draft(slot, 0, PLAN.tools, MIX.seed)
+            yield slot, draft(slot, 0, PLAN.tools_of(slot.side), MIX.seed)
         except Impossible:
             continue
 
@@ -49,7 +49,7 @@ def test_language_is_what_the_slot_says():
 
 def test_the_same_slot_and_try_give_the_same_draft():
     slot, made = DRAFTS[0]
-    assert draft(slot, 0, PLAN.tools, MIX.seed) == made
+    assert draft(slot, 0, PLAN.tools_of(slot.side), MIX.seed) == made
 
 
 def test_a_tool_that_is_not_offered_is_declined():

@@ -73,7 +73,8 @@ class Outcome(Value):
     number: int
     tries: int
     messages: tuple[Message, ...] = ()
-    expect: Expectation | None = None
+    calls: tuple[ToolCall, ...] = ()
+    reply: str = ""
     category: str = ""
     tags: dict[str, str] = Field(default_factory=dict)
     attempt: Attempt | None = None
@@ -220,7 +221,7 @@ class _Build:
             names = sorted(slot.catalogue.names - self.changed)
             slot = replace(slot, target=names[(slot.number + tries) % len(names)]) if names else slot
         try:
-            made = draft(slot, tries, self.plan.tools, self.mix.seed)
+            made = draft(slot, tries, self.plan.tools_of(slot.side), self.mix.seed)
         except (Impossible, Unfillable) as why:
             reason = "no value for the schema" if isinstance(why, Unfillable) else "no draft of this kind"
             return slot, tries, rejection("format", (reason, str(why)), None, source)
@@ -336,7 +337,6 @@ def _accepted(
     executed: Sequence[ToolResult],
     all_called: bool,
 ) -> Outcome | Fault:
-    expect: Expectation = ExactCalls(calls=shown) if shown else NoCall(reply=made.reply)
     verified = ("executed" if all_called else "schema only") if shown else "no call"
     tags = {
         "tools_offered": str(len(slot.catalogue.own)),
@@ -346,7 +346,15 @@ def _accepted(
         **({"writer": made.writer} if made.writer else {}),
         **slot.catalogue.tags(),
     }
-    outcome = Outcome(number=slot.number, tries=0, messages=history, expect=expect, category=slot.kind, tags=tags)
+    outcome = Outcome(
+        number=slot.number,
+        tries=0,
+        messages=history,
+        calls=shown,
+        reply="" if shown else made.reply,
+        category=slot.kind,
+        tags=tags,
+    )
     task = _task(slot, outcome)
     attempt = gold_attempt(task).model_copy(update={"backend": REFERENCE, "results": tuple(executed)})
     attempt = attempt.model_copy(update={"verdict": score(task, attempt)})
@@ -357,11 +365,11 @@ def _accepted(
 
 
 def _task(slot: Slot, outcome: Outcome) -> Task:
-    assert outcome.expect is not None
+    expect: Expectation = ExactCalls(calls=outcome.calls) if outcome.calls else NoCall(reply=outcome.reply)
     return Task(
         messages=outcome.messages,
         tools=slot.catalogue.shown,
-        expect=outcome.expect,
+        expect=expect,
         category=outcome.category,
         source="synthetic",
         licence="Apache-2.0",

@@ -119,14 +119,14 @@ def _worded(sentences: Sentences, samples: Mapping[str, Sample], slot: Slot, rng
     return template.format(**words)
 
 
-_WORD = re.compile(r"\{[^}]*\}|[A-Za-z]{5,}")
+_WORD = re.compile(r"(?<![\w/{.\"=])[A-Za-z]{5,}(?![\w/}.\"=])")
 
 
 def _typed_quickly(template: str, rng: random.Random) -> str:
     """Small letters only, or two letters of a word in the wrong order; never inside a value."""
     if rng.random() < 0.5:
         return template[0].lower() + template[1:].rstrip(".") if not template.startswith("{") else template.rstrip(".")
-    words = [m for m in _WORD.finditer(template) if not m[0].startswith("{")]
+    words = list(_WORD.finditer(template))
     if not words:
         return template
     word = rng.choice(words)
@@ -230,6 +230,8 @@ def _several(slot: Slot, tools: Mapping[str, ToolSpec], rng: random.Random) -> D
         raise Impossible("calls that change what another one of them sees")
     joins = phrases().joins[tongue(slot.language)]
     request = parts[0].request
+    if count > 2:
+        joins = tuple(join for join in joins if join.startswith("{a}"))  # none that says "two"
     for part in parts[1:]:
         request = _joined(rng.choice(side_of(joins, slot.side)), request, part.request)
     merged: Said = {key: forms for part in parts for key, forms in part.said.items()}

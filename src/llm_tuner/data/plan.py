@@ -90,6 +90,10 @@ class Plan:
     unseen_servers: tuple[str, ...]
     tools: Mapping[str, ToolSpec]
 
+    def tools_of(self, side: Side) -> Mapping[str, ToolSpec]:
+        """What requests of a side may be about, also where they are to be declined."""
+        return {n: t for n, t in self.tools.items() if side == "held-out" or n not in self.unseen}
+
 
 def plan(specs: Sequence[ToolSpec], mix: HubMix, callable_tools: frozenset[str]) -> Plan:
     """The plan of a data set over these tools. Kinds whose history holds a result are made of `callable_tools` only.
