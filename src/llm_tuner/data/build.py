@@ -104,7 +104,8 @@ def build(
         first = stack.enter_context(bench(configs, limits=limits))
         specs = first.specs()
         key = content_hash([FORMAT, mix.model_dump(mode="json"), [t.model_dump() for t in specs], bool(available())])
-        key = content_hash([key, writer.name if writer else ""])
+        sieve = Sieve(against)
+        key = content_hash([key, writer.name if writer else "", sieve.sizes])
         if (old := _finished(out, key)) is not None:
             return old
         callable_tools = frozenset(t.name for t in specs if mix.execute and t.server not in listed)
@@ -113,7 +114,7 @@ def build(
         names = frozenset(t.server for t in specs if t.name in callable_tools)
         for _ in range(benches - 1 if callable_tools else 0):
             work.append(stack.enter_context(bench(configs, names, limits)))
-        run = _Build(the_plan, mix, out / JOURNAL, callable_tools, work, writer, Sieve(against))
+        run = _Build(the_plan, mix, out / JOURNAL, callable_tools, work, writer, sieve)
         run.note_changed_schemas()
         yield from run.go()
     facts = _written(out, key, run, mix, round(time.monotonic() - clock, 1))
