@@ -200,7 +200,10 @@ class _Build:
             return outcome
         task = _task(self.slots[outcome.number], outcome)
         refusal = self.sieve.refusal(Example(task, outcome.attempt))
-        return Outcome(number=outcome.number, tries=outcome.tries, rejection=refusal) if refusal else outcome
+        if refusal is None:
+            return outcome
+        refusal = refusal.model_copy(update={"source": f"slot {outcome.number}, try {outcome.tries}"})
+        return Outcome(number=outcome.number, tries=outcome.tries, rejection=refusal)
 
     def _count(self, outcome: Outcome) -> None:
         self.tried[outcome.number] = max(self.tried[outcome.number], outcome.tries + 1)
