@@ -292,7 +292,7 @@ def _follow_up(slot: Slot, tools: Mapping[str, ToolSpec], rng: random.Random) ->
     other = draw(way.say[name], rng, slot.side, slot.language)
     if other.value == samples[name].value:
         raise Impossible("the same value again")
-    words = other.ja if slot.language == "ja" else other.en
+    words = other.ja if language == "ja" else other.en
     again = rng.choice(side_of(said.follow_ups[language], slot.side)).format(x=words)
     changed = {key: sample.value for key, sample in samples.items()} | {name: other.value}
     return replace(
