@@ -90,7 +90,7 @@ def main() -> int:
     ids = {category: ids_of(category, asked.limit, asked.seed) for category in categories}
     gguf = None if asked.instant else drive(locate(Target(model=asked.model))).gguf
     sides = {"ours": asked.parallel, "official": 1, "official_same_threads": asked.parallel}
-    if asked.parallel == 1:
+    if asked.parallel == 1 or asked.default_only:
         del sides["official_same_threads"]
     seconds: dict[str, list[float]] = {side: [] for side in sides}
     right: dict[str, int] = {}
@@ -128,6 +128,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--limit", type=int, default=10, help="entries of each category (default 10)")
     out.add_argument("--seed", type=int, default=0)
     out.add_argument("--parallel", type=int, default=4, help="requests at a time of ours, and the server's slots")
+    out.add_argument("--default-only", action="store_true", help="bfcl generate at its default only")
     out.add_argument("--context", type=int, default=8192)
     out.add_argument("--threads", type=int, default=0)
     out.add_argument("--rounds", type=int, default=2)
