@@ -15,7 +15,7 @@ from pathlib import Path
 
 from llm_tuner.apps.commands.evaluate import print_benchmark
 from llm_tuner.apps.console import drive
-from llm_tuner.evaluation.benchmark import KNOWN, evaluate_categories
+from llm_tuner.evaluation.benchmark import KNOWN, MAX_TOKENS, evaluate_categories
 from llm_tuner.evaluation.target import Target
 from llm_tuner.types import TunerError
 
@@ -40,6 +40,7 @@ def main(argv: list[str] | None = None) -> int:
                 reading="lenient" if asked.lenient else "native",
                 out=asked.out,
                 language=asked.language,
+                max_tokens=asked.max_tokens,
             )
         )
     except TunerError as error:
@@ -65,6 +66,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--context", type=int, default=8192, metavar="TOKENS", help="window of the model (default 8192)")
     out.add_argument("--threads", type=int, default=0, metavar="N", help="of an embedded model (default: every core)")
     out.add_argument("--parallel", type=int, default=1, metavar="N", help="requests at a time (default 1)")
+    out.add_argument("--max-tokens", type=int, default=MAX_TOKENS, metavar="N", help="of one answer (default 1024)")
     out.add_argument("--out", type=Path, metavar="FOLDER", help="keep attempts and reports there, a folder a category")
     out.add_argument("--language", choices=("en", "ja"), default="en", help="of the report's headings")
     out.add_argument("--json", action="store_true", help="print reports and scores as JSON")

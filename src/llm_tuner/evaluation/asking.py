@@ -61,13 +61,15 @@ def answered(
     def work() -> None:
         try:
             while not stopped.is_set():
-                for question in lots.popleft():
+                try:
+                    lot = lots.popleft()
+                except IndexError:  # another worker took the last one
+                    return
+                for question in lot:
                     ahead.acquire()
                     if stopped.is_set():
                         return
                     done.put(_ask(question, backend, options))
-        except IndexError:  # another worker took the last lot
-            return
         except BaseException as error:  # ours, not the model's: raised where the answers are taken
             done.put(error)
 
@@ -119,15 +121,20 @@ def _ask(question: Question, backend: Backend, options: ChatOptions) -> Answered
         reply = backend.chat(task.messages, task.tools, options)
         reply.message.model_dump_json()  # what cannot be kept is this answer's fault, and not the end of the rest
     except ModelError as error:
-        return question, Attempt(task_id=task.id, backend=backend.name, error=str(error) or type(error).__name__), error
+        return question, Attempt(task_id=task.id, backend=backend.name, error=_said(error)), error
     except (ValueError, RecursionError) as error:
-        told = f"What came back is no message: {type(error).__name__}: {error}"[:_LONGEST_ERROR]
+        told = f"What came back is no message: {type(error).__name__}: {_said(error)}"[:_LONGEST_ERROR]
         return question, Attempt(task_id=task.id, backend=backend.name, error=told), None
     timing = reply.timing
     if timing.total_ms == 0:
         timing = timing.model_copy(update={"total_ms": (time.perf_counter() - start) * 1000})
     made = Attempt(task_id=task.id, backend=backend.name, messages=(reply.message,), usage=reply.usage, timing=timing)
     return question, made, None
+
+
+def _said(error: Exception) -> str:
+    """An error's words, which may be a server's: half characters, which no record can hold, become question marks."""
+    return (str(error) or type(error).__name__).encode("utf-8", "replace").decode()
 
 
 def stop_if_unreachable(errors: Sequence[ModelError]) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from llm_tuner.store import disk_full_named, scan_jsonl, write_atomic
-from llm_tuner.types import Attempt, DataError, Json, Verdict, canonical_json
+from llm_tuner.types import Attempt, DataError, Json, SetupError, Verdict, canonical_json
 
 ATTEMPTS = "attempts.jsonl"
 _NOTE = "measured.json"
@@ -70,7 +70,10 @@ class Attempts:
     def _resume(self, out: Path, identity: dict[str, Json]) -> None:
         assert self._path is not None
         found = False
-        out.mkdir(parents=True, exist_ok=True)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SetupError(f"Cannot make the folder {out}: {error.strerror}. Choose another --out.") from error
         for place, attempt in scan_jsonl(self._path, Attempt):
             found = True
             if not attempt.error:

@@ -16,7 +16,10 @@ from llm_tuner.evaluation.target import Target, evaluate_all
 from llm_tuner.evaluation.wording import Language
 from llm_tuner.scoring import Reading
 from llm_tuner.store import write_atomic
-from llm_tuner.types import Event, Report
+from llm_tuner.types import ChatOptions, Event, Report
+
+MAX_TOKENS = 1024
+"""The longest right answer of the data set has about 500 tokens."""
 
 KNOWN = (*bfcl.GROUPS, "multi_turn", *bfcl.GROUPS["all"], *conversations.CATEGORIES)
 """The names of groups and categories."""
@@ -31,12 +34,14 @@ def evaluate_categories(
     reading: Reading = "native",
     out: Path | None = None,
     language: Language = "en",
+    max_tokens: int = MAX_TOKENS,
 ) -> Generator[Event, None, tuple[Report, ...]]:
     """Measure each category that the text with commas names (`bfcl_multi_turn.named`), `limit` tasks of each.
 
-    The single-turn ones are one measurement, asked in the order of their prompts. `reading` says which calls of a
-    conversation are carried out; a single turn is judged by both. With `out` each category has a folder of its name
-    there, a second call goes on where the first one stopped, and `out/bfcl.md` is the table of all reports there.
+    `max_tokens` is the longest answer; officially there is no limit. The single-turn ones are one measurement, asked in
+    the order of their prompts. `reading` says which calls of a conversation are carried out; a single turn is judged by
+    both. With `out` each category has a folder of its name there, a second call goes on where the first one stopped,
+    and `out/bfcl.md` is the table of all reports there.
     Raises SetupError for a name that is no category, before anything is fetched.
     """
     wanted = conversations.named(categories)
@@ -46,12 +51,21 @@ def evaluate_categories(
     if single:
         yield from bfcl.fetch()
         suites = [(bfcl.load(category, limit, seed), folders[category]) for category in single]
-        reports.extend((yield from evaluate_all(target, suites, rules="bfcl", language=language)))
+        options = ChatOptions(max_tokens=max_tokens)
+        steps = evaluate_all(target, suites, rules="bfcl", options=options, language=language)
+        reports.extend((yield from steps))
     for category in wanted[len(single) :]:
-        steps = conversations.evaluate(
-            target, category, limit, seed=seed, reading=reading, out=folders[category], language=language
+        conversation = conversations.evaluate(
+            target,
+            category,
+            limit,
+            seed=seed,
+            reading=reading,
+            options=ChatOptions(max_tokens=max_tokens),
+            out=folders[category],
+            language=language,
         )
-        reports.append((yield from steps))
+        reports.append((yield from conversation))
     if out is not None:
         write_atomic(out / "bfcl.md", table(_written(out)))
     return tuple(reports)

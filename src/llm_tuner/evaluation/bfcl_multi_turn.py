@@ -542,7 +542,7 @@ def evaluate(
     yield from bfcl.fetch()
     entries = load(category, bundle.documents, limit, seed)
     located = yield from locate(target.model_copy(update={"context": max(target.context, CONTEXT)}))
-    with opened(located) as backend, Environment(bundle) as environment:
+    with opened(located, slots=1) as backend, Environment(bundle) as environment:
         report, failed = yield from measure(
             entries,
             backend,

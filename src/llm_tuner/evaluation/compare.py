@@ -40,6 +40,9 @@ class Part(NamedTuple):
     tasks: Path | None
 
 
+_TIMED_BY = ("cpu", "cores", "gpu", "threads", "runtime", "requests_at_a_time")
+
+
 class Side(Value):
     """Which measurement stands on a side of the comparison."""
 
@@ -370,7 +373,7 @@ def _tally(tasks: Mapping[str, Task], flips: Iterable[Flip]) -> dict[str, dict[s
 
 
 def _times(old: Report, new: Report, before: Mapping[str, float], after: Mapping[str, float]) -> Times:
-    same = all(old.machine.get(key) == new.machine.get(key) for key in ("cpu", "cores", "gpu"))
+    same = all(old.machine.get(key) == new.machine.get(key) for key in _TIMED_BY)
     both = before.keys() & after.keys()
     if not both:
         return Times(n=0, same_machine=same)
@@ -418,9 +421,12 @@ def _notes(
             yield f"{left_out} of {len(report.verdicts)} tasks of {name} have no partner and were left out."
     if not (_readings_kept(old) and _readings_kept(new)):
         yield "A report of an earlier version lacks the lenient reading: only the native one is compared."
+    for name, report in (("before", old), ("after", new)):
+        if failed := sum(report.verdicts[id_].reason == "backend_error" for id_ in ids):
+            yield f"{failed} of {len(ids)} requests of {name} failed and count as wrong: not the model's doing."
     if missing := len(ids - tasks.keys()):
         yield f"The tasks of {missing} verdicts were not kept ({SUITE}): their tools and requests are not shown."
     if without := sum(flip.before is None or flip.after is None for flip in flips):
         yield f"{without} of {len(flips)} flipped tasks are shown without their attempts."
     if not times.same_machine:
-        yield "The two sides ran on different machines: their latencies say little about the models."
+        yield "The two sides ran on different machines or under other loads: their times say little about the models."

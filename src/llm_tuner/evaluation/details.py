@@ -168,6 +168,8 @@ def histogram(values: Sequence[float], bars: int = BARS) -> tuple[Bar, ...]:
     if not values or min(values) <= 0 or min(values) == max(values):
         return ()
     low, step = math.log(min(values)), (math.log(max(values)) - math.log(min(values))) / bars
+    if not step:  # as good as equal
+        return ()
     counts = [0] * bars
     for value in values:
         counts[min(bars - 1, int((math.log(value) - low) / step))] += 1

@@ -100,6 +100,7 @@ def measure_all(
     sha256: str = "",
     judge: Callable[[Task, Attempt], Verdict] | None = None,
     at_a_time: int = 1,
+    served: str = "",
 ) -> Generator[Event, None, list[tuple[Report, Judged]]]:
     """Ask the backend every task of every suite; return a report for each, with its attempts in the suite's order.
 
@@ -107,8 +108,9 @@ def measure_all(
     a folder in `outs`, suite by suite, its attempts are appended to `attempts.jsonl` there, and those already there are
     not asked again (failed ones are). A task that stands twice in a suite is asked once. A ModelError becomes an
     attempt with its `error`; the same error of a backend that cannot be reached three times in a row is raised.
-    `sha256` is the model file's. `judge` gives the attempts' verdicts in the place of `score`; the report is about
-    calls all the same.
+    `sha256` is the model file's; where there is no file of ours, `served` names the model beyond doubt (a digest, an
+    address), so that a folder is not gone on with by another one. `judge` gives the attempts' verdicts in the place of
+    `score`; the report is about calls all the same.
 
     The tasks of all suites are asked in the order of their tools, so that each request shares as much of its prompt as
     possible with the one before, and the runtime's prompt cache has it; `at_a_time` requests are sent at a time, for
@@ -123,7 +125,7 @@ def measure_all(
             raise EmptyData(f'The suite "{suite.name}" holds no task: there is nothing to measure.')
     if at_a_time < 1:
         raise SetupError(f"{at_a_time} requests at a time measure nothing. Send at least 1.")
-    identity: dict[str, Json] = {"model": sha256 or backend.name, "options": options.model_dump()}
+    identity: dict[str, Json] = {"model": sha256 or served or backend.name, "options": options.model_dump()}
     told = dict(machine or {}) | ({"requests_at_a_time": str(at_a_time)} if at_a_time > 1 else {})
     decide = judge or (lambda task, attempt: score(task, attempt, rules=rules))
     parts = [_Part(suite, Attempts(out, identity), decide) for suite, out in zip_longest(suites, outs[: len(suites)])]

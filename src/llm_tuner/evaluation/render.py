@@ -20,6 +20,7 @@ from llm_tuner.evaluation.intervals import Metric, Paired, paired
 from llm_tuner.evaluation.summary import summary
 from llm_tuner.evaluation.wording import WORDS, Language
 from llm_tuner.scoring import answer, made_calls
+from llm_tuner.store import write_atomic
 from llm_tuner.store.suite import Suite
 from llm_tuner.types import Attempt, DataError, Decision, Rate, Report, Value
 
@@ -172,7 +173,7 @@ def write_latency(folder: Path, report: LatencyReport, language: Language = "en"
 def _written(folder: Path, texts: dict[str, str]) -> tuple[Path, ...]:
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8")
+        write_atomic(folder / name, text)
     return tuple(folder / name for name in texts)
 
 

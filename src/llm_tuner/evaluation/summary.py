@@ -22,7 +22,7 @@ def summary(report: Report, language: Language = "en") -> str:
     if not parts:
         return ""
     first = words["summary"].format(model=report.backend, parts=words["summary_and"].join(parts))
-    return " ".join(filter(None, (first, _text_calls(report, words))))
+    return " ".join(filter(None, (first, _text_calls(report, words), _failed(report, words))))
 
 
 def _parts(report: Report, words: dict[str, str]) -> Iterator[str]:
@@ -40,6 +40,11 @@ def _text_calls(report: Report, words: dict[str, str]) -> str:
         return ""
     parameters = report.rates.get("parameters_lenient")
     return words["summary_text"].format(rate=said(lenient), parameters=said(parameters) if parameters else "–")
+
+
+def _failed(report: Report, words: dict[str, str]) -> str:
+    failed = report.reasons.get("backend_error", 0)
+    return words["summary_failed"].format(failed=failed, n=report.n) if failed else ""
 
 
 def said(rate: Rate) -> str:

@@ -127,8 +127,9 @@ def evaluate_all(
             options=options,
             rules=rules,
             outs=[out for _, out in suites],
-            machine=machine(),
+            machine=machine() | conditions(target, options),
             sha256=located.sha256,
+            served=served(located, backend),
             at_a_time=target.at_a_time,
         )
     for (suite, out), (report, attempts) in zip(suites, measured, strict=True):
@@ -136,3 +137,27 @@ def evaluate_all(
             save(suite, out / "suite.jsonl")
             write(out, report, failures(suite, attempts), language, details(suite.tasks, attempts))
     return tuple(report for report, _ in measured)
+
+
+def served(located: Located, backend: Backend) -> str:
+    """What names a served model beyond its name: a file's hash, Ollama's digest of what the name stands for now, the
+    address of a foreign server."""
+    from llm_tuner.models.ollama import Ollama
+
+    if located.sha256 or not isinstance(backend, Ollama):
+        address = located.target.base_url
+        return located.sha256 or (f"{backend.name} at {address}" if address else "")
+    names = (backend.name, f"{backend.name}:latest")
+    digest = next((m.get("digest") for m in backend.server.models() if m.get("name") in names), None)
+    return f"{backend.name} {digest}" if digest else ""
+
+
+def conditions(target: Target, options: ChatOptions) -> dict[str, str]:
+    """What a measurement ran under, beside the machine: it stands in the report with it."""
+    runtime = "Ollama" if target.ollama else "OpenAI-compatible server" if target.base_url else "llama.cpp, embedded"
+    found = {"runtime": runtime, "max_tokens": str(options.max_tokens)}
+    if not target.base_url:
+        found["context"] = str(target.context)
+    if target.threads:
+        found["threads"] = str(target.threads)
+    return found

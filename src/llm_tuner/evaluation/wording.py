@@ -16,6 +16,7 @@ WORDS: dict[Language, dict[str, str]] = {
         "summary_latency": "and answers in {ms} ms (median)",
         "summary_text": "Calls that it wrote as text, and that the runtime did not surface, would make it {rate}, "
         "with the right arguments {parameters}.",
+        "summary_failed": "{failed} of {n} requests failed and count as wrong: that is the runtime's doing.",
         "title": "Tool calling, measured",
         "promoted": "Promoted",
         "refused": "Not promoted",
@@ -156,6 +157,7 @@ WORDS: dict[Language, dict[str, str]] = {
         "summary_latency": "応答時間の中央値は {ms} ms です",
         "summary_text": "ランタイムが呼び出しとして返さず、文章として書かれた分も数えると、"
         "正しいツールは {rate}、引数まで正しいのは {parameters} です。",
+        "summary_failed": "{n} 件のうち {failed} 件は応答がなく、不正解に数えています（ランタイム側の失敗です）。",
         "title": "ツール呼び出しの測定結果",
         "promoted": "採用",
         "refused": "不採用",

@@ -24,7 +24,10 @@ DEFAULT_MODEL = "qwen2.5-coder:0.5b"
 MOST_NOTES = 20
 """So many rows that cannot be judged are named one by one."""
 
-CATEGORIES_HELP = "BFCL categories or groups, with commas: all, non_live, live, python, non_python, hallucination."
+CATEGORIES_HELP = (
+    "BFCL categories (simple_python, ...) or groups, with commas: all, non_live, live, python, non_python, "
+    "hallucination; `eval bfcl` knows multi_turn, too."
+)
 
 Model = Annotated[
     str,
@@ -36,7 +39,9 @@ Ollama = Annotated[str, typer.Option("--ollama", help="A model of the Ollama ser
 BaseUrl = Annotated[str, typer.Option("--base-url", help="MODEL is served by this OpenAI-compatible URL.")]
 Context = Annotated[int, typer.Option("--context", min=512, help="Window of the model, in tokens.")]
 Threads = Annotated[int, typer.Option("--threads", min=0, help="Of the embedded runtime; 0: every core.")]
-Parallel = Annotated[int, typer.Option("--parallel", min=1, help="Requests at a time; latencies then include waiting.")]
+Parallel = Annotated[
+    int, typer.Option("--parallel", min=1, help="Requests at a time (single-turn); times include waiting.")
+]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for the attempts and report.json, .md, .html.")]
 
 
@@ -149,6 +154,7 @@ def bfcl(
     context: Context = 8192,
     threads: Threads = 0,
     parallel: Parallel = 1,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of one answer.")] = 1024,
     lenient: Annotated[bool, typer.Option(help="Multi-turn: calls written as text are carried out, too.")] = False,
     out_folder: Out = None,
     json: Json = False,
@@ -171,6 +177,7 @@ def bfcl(
         seed=seed,
         reading="lenient" if lenient else "native",
         out=out_folder,
+        max_tokens=max_tokens,
     )
     print_benchmark(drive(steps), json)
 
@@ -225,9 +232,10 @@ def _show(reports: Sequence[Report], json: bool) -> None:
                 if rate.value is not None and rate.low is not None and rate.high is not None:
                     interval = f"{rate.low * 100:.1f}-{rate.high * 100:.1f}"
                     rows.append([report.suite, key, f"{rate.value * 100:.1f} %", interval, f"{rate.k}/{rate.n}"])
-            rows.append(
-                [report.suite, "latency p50", f"{report.latency.p50_ms or 0:.0f} ms", "", str(report.latency.n)]
-            )
+            took = f"{report.latency.p50_ms:.0f} ms" if report.latency.p50_ms is not None else "–"
+            rows.append([report.suite, "latency p50", took, "", str(report.latency.n)])
+            if failed := report.reasons.get("backend_error", 0):
+                rows.append([report.suite, "requests that failed", str(failed), "", f"{failed}/{report.n}"])
         said = "\n".join(filter(None, map(summary, reports)))
         return f"{table(rows, ['suite', 'rate', 'value', '95 % interval', 'of'])}\n{said}"
 
