@@ -4,8 +4,11 @@
 Both run as whole processes, start-up included, against an embedded llama.cpp server that is started anew for each run,
 so that neither finds the other's prompt cache. Several rounds, in turns; the ratio is of medians. The official runner
 is the package's own (`_llm_response_generation.main` with its handler for OpenAI-compatible servers), at its default
-of one request at a time and at as many as ours. Vendor SDKs that it imports and does not use here are stood in for, so
-that it runs without the 150 packages that it pins. Needs a virtual environment of its own:
+of one request at a time and at as many as ours. One thing is added to its requests: the longest answer, which both
+sides have alike (it sends no limit, and a small model that repeats itself would go on to the end of its context). Its
+tool descriptions are its own ("Note that the provided function is in Python 3 syntax."). Vendor SDKs that it imports
+and does not use here are stood in for, so that it runs without the 150 packages that it pins. Needs a virtual
+environment of its own:
 
     python -m venv VENV
     VENV/bin/pip install --no-deps bfcl-eval==2026.3.23 tree_sitter==0.21.3 tree-sitter-java==0.21.0 \\
@@ -74,7 +77,13 @@ from bfcl_eval.model_handler.api_inference.openai_completion import OpenAIComple
 configs.MODEL_CONFIG_MAPPING["served-FC"] = SimpleNamespace(
     model_name="served", model_handler=OpenAICompletionsHandler, is_fc_model=True, underscore_to_dot=True)
 from bfcl_eval import _llm_response_generation as runner
-threads = int(sys.argv[1])
+threads, longest = map(int, sys.argv[1:])
+
+class Capped(OpenAICompletionsHandler):
+    def generate_with_backoff(self, **request):
+        return super().generate_with_backoff(max_tokens=longest, **request)
+
+configs.MODEL_CONFIG_MAPPING["served-FC"].model_handler = Capped
 runner.main(SimpleNamespace(
     model=["served-FC"], test_category=["all"], temperature=0.001, include_input_log=False, exclude_state_log=False,
     num_threads=threads, num_gpus=1, backend="vllm", gpu_memory_utilization=0.9, result_dir=None, run_ids=True,
@@ -94,6 +103,7 @@ def main() -> int:
         del sides["official_same_threads"]
     seconds: dict[str, list[float]] = {side: [] for side in sides}
     right: dict[str, int] = {}
+    written: dict[str, int] = {}
     for number in range(asked.rounds):
         for side in list(sides)[:: 1 if number % 2 == 0 else -1]:
             with tempfile.TemporaryDirectory(prefix="eval-vs-bfcl-") as folder, server(asked, gguf) as url:
@@ -101,9 +111,9 @@ def main() -> int:
                 if side == "ours":
                     ours(Path(folder), url, asked)
                 else:
-                    official(Path(folder), url, asked.python, ids, sides[side])
+                    official(Path(folder), url, asked, ids, sides[side])
                 seconds[side].append(time.perf_counter() - started)
-                right[side] = judged(Path(folder), side)
+                right[side], written[side] = judged(Path(folder), side)
             print(f"round {number + 1}, {side}: {seconds[side][-1]:.1f} s, {right[side]} right", file=sys.stderr)
     found = {
         "entries": sum(map(len, ids.values())),
@@ -111,7 +121,9 @@ def main() -> int:
         "server": f"answers after {asked.instant} ms" if asked.instant else f"llama.cpp (embedded), {asked.model}",
         "parallel": asked.parallel,
         "seconds": {side: [round(s, 2) for s in taken] for side, taken in seconds.items()},
+        "max_tokens": asked.max_tokens,
         "right": right,
+        "generated_tokens": written,
         "ratio": {s: round(median(taken) / median(seconds["ours"]), 2) for s, taken in seconds.items() if s != "ours"},
         "machine": machine(),
     }
@@ -129,6 +141,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--seed", type=int, default=0)
     out.add_argument("--parallel", type=int, default=4, help="requests at a time of ours, and the server's slots")
     out.add_argument("--default-only", action="store_true", help="bfcl generate at its default only")
+    out.add_argument("--max-tokens", type=int, default=256, help="of one answer, on both sides (default 256)")
     out.add_argument("--context", type=int, default=8192)
     out.add_argument("--threads", type=int, default=0)
     out.add_argument("--rounds", type=int, default=2)
@@ -143,28 +156,31 @@ def ids_of(category: str, limit: int, seed: int) -> list[str]:
 def ours(folder: Path, url: str, asked: argparse.Namespace) -> None:
     command = [sys.executable, "-m", "llm_tuner", "eval", "bfcl", "--base-url", url, "--model", "served", "--json"]
     command += ["--categories", asked.categories, "--limit", str(asked.limit), "--seed", str(asked.seed)]
-    command += ["--parallel", str(asked.parallel), "--out", str(folder / "ours")]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command += ["--parallel", str(asked.parallel), "--max-tokens", str(asked.max_tokens), "--out", str(folder / "ours")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"llm-tuner eval bfcl ended with exit code {done.returncode}:\n{done.stderr[-2000:]}")
 
 
-def official(folder: Path, url: str, python: str, ids: dict[str, list[str]], threads: int) -> None:
+def official(folder: Path, url: str, asked: argparse.Namespace, ids: dict[str, list[str]], threads: int) -> None:
     (folder / "test_case_ids_to_generate.json").write_text(json.dumps(ids))
     environment = os.environ | {"BFCL_PROJECT_ROOT": str(folder), "OPENAI_BASE_URL": url, "OPENAI_API_KEY": "none"}
-    command = [python, "-c", OFFICIAL, str(threads)]
+    command = [asked.python, "-c", OFFICIAL, str(threads), str(asked.max_tokens)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     written = sum(len(file.read_text().splitlines()) for file in (folder / "result").rglob("*.json"))
     if done.returncode or written != sum(map(len, ids.values())):
         raise SystemExit(f"bfcl generate wrote {written} results, exit code {done.returncode}:\n{done.stderr[-2000:]}")
 
 
-def judged(folder: Path, side: str) -> int:
-    """Right answers as the runtime surfaced them: a check that both asked the same and got answers."""
+def judged(folder: Path, side: str) -> tuple[int, int]:
+    """Right answers as the runtime surfaced them, and generated tokens: what both asked and got should be alike."""
     if side == "ours":
         reports = [json.loads(path.read_text()) for path in (folder / "ours").glob("*/report.json")]
-        return sum(report["rates"]["ok"]["k"] for report in reports)
+        return sum(r["rates"]["ok"]["k"] for r in reports), sum(r["tokens"]["completion"] for r in reports)
     command = [sys.executable, "-m", "llm_tuner", "eval", "score", str(folder / "result"), "--json"]
     lines = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
-    return sum(json.loads(line).get("ok") is True for line in lines)
+    rows = [json.loads(row) for file in (folder / "result").rglob("*.json") for row in file.read_text().splitlines()]
+    return sum(json.loads(line).get("ok") is True for line in lines), sum(row["output_token_count"] for row in rows)
 
 
 @contextmanager

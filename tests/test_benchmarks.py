@@ -38,10 +38,10 @@ def test_the_server_without_a_model_answers_many_at_a_time() -> None:
 @pytest.mark.benchmark
 def test_our_side_asks_and_is_judged(tmp_path: Path) -> None:
     module = script("eval_vs_bfcl")
-    asked = argparse.Namespace(categories="simple_java,irrelevance", limit=3, seed=0, parallel=2)
+    asked = argparse.Namespace(categories="simple_java,irrelevance", limit=3, seed=0, parallel=2, max_tokens=64)
     with module.instant(0.01) as url:
         module.ours(tmp_path, url, asked)
-    assert module.judged(tmp_path, "ours") == 3  # saying no is right where no call is wanted
+    assert module.judged(tmp_path, "ours") == (3, 6)  # saying no is right where no call is wanted
     report = json.loads((tmp_path / "ours" / "simple_java" / "report.json").read_text())
     assert (report["n"], report["machine"]["requests_at_a_time"]) == (3, "2")
 
@@ -56,5 +56,6 @@ def test_both_sides_take_the_same_entries() -> None:
 
 
 def test_a_side_that_fails_is_named(tmp_path: Path) -> None:
+    module, asked = script("eval_vs_bfcl"), argparse.Namespace(python=sys.executable, max_tokens=64)
     with pytest.raises(SystemExit, match="wrote 0 results"):
-        script("eval_vs_bfcl").official(tmp_path, "http://127.0.0.1:9", sys.executable, {"simple_java": ["x"]}, 1)
+        module.official(tmp_path, "http://127.0.0.1:9", asked, {"simple_java": ["x"]}, 1)

@@ -236,7 +236,7 @@ def official_call(item: Json) -> ToolCall:
 
 
 def _made(name: str, arguments: Json) -> ToolCall:
-    name = bfcl.offered_name(_printable(name))
+    name = _printable(name)
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
