@@ -19,7 +19,8 @@ slow:
     uv run --extra demo pytest -m slow
 
 # BFCL verdicts held against the official checker's, on the whole data set. PYTHON is that of a virtual environment with
-# bfcl-eval (tests/evaluation/bfcl_agreement.py says how to make one); FILES may be rows of what models wrote.
+# bfcl-eval (tests/evaluation/bfcl_agreement.py says how to make one); FILES may be rows of what models wrote, or the
+# folder of an evaluation (eval bfcl --out).
 parity python *files:
     uv run --extra demo python tests/evaluation/bfcl_agreement.py {{python}} --all {{ if files == "" { "" } else { "--outputs " + files } }}
 

@@ -322,13 +322,48 @@ class Tokens(Value):
     completion: int = 0
 
 
+class Passage(Value):
+    """What one passage of a text was to a model: `nats` is the sum of -ln p over its `tokens`; `bytes` are UTF-8."""
+
+    id: str
+    kind: str
+    hash: str
+    bytes: int
+    tokens: int
+    nats: float
+
+
+class Estimate(Value):
+    """A number with its 95 % interval over what it was averaged over."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Perplexity(Value):
+    """How well a model foresees a fixed text, `text` (its hash).
+
+    `bits_per_byte` and `perplexity` (a token) are by kind of passage, "all" among them; both are lower where the text
+    is foreseen better, and only the first compares models with different tokenizers. Where it cannot be measured there
+    are no passages, and `why` says so.
+    """
+
+    text: str
+    passages: tuple[Passage, ...] = ()
+    bits_per_byte: dict[str, Estimate] = Field(default_factory=dict)
+    perplexity: dict[str, Estimate] = Field(default_factory=dict)
+    why: str = ""
+
+
 class Report(Value):
     """What a suite measured of a backend.
 
     `rates` are over the whole suite, `groups` over parts of it (`groups["language"]["ja"]["selection"]`).
     `verdicts` (native reading) by task id make two reports comparable task by task; `lenient` holds the verdicts of the
     lenient reading where they differ, `wanted` the ids of the tasks that want a call. `confusion[wanted][called]`
-    counts the tasks that want one call, by the tool that was called (lenient reading).
+    counts the tasks that want one call, by the tool that was called (lenient reading). `perplexity` is of the check of
+    general skill alone.
     """
 
     suite: str
@@ -347,6 +382,7 @@ class Report(Value):
     wanted: tuple[str, ...] = ()
     machine: dict[str, str] = Field(default_factory=dict)
     model_sha256: str = ""
+    perplexity: Perplexity | None = Field(default=None, exclude_if=operator.not_)
 
 
 class Check(Value):
@@ -519,7 +555,8 @@ GATE_REFUSED = 3
 
 def by_name(tools: Sequence[ToolSpec]) -> Mapping[str, ToolSpec]:
     """Tools by their name; the first wins."""
-    out: dict[str, ToolSpec] = {}
-    for tool in tools:
-        out.setdefault(tool.name, tool)
+    out = {tool.name: tool for tool in tools}
+    if len(out) < len(tools):
+        for tool in reversed(tools):
+            out[tool.name] = tool
     return out

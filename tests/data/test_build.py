@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_tuner.data.build import build
+from llm_tuner.data.build import JOURNAL, build
 from llm_tuner.data.plan import HubMix
 from llm_tuner.data.rejections import Rejection
 from llm_tuner.store import read_jsonl
@@ -105,7 +105,7 @@ def test_a_killed_build_goes_on_without_a_lost_or_a_double_row(tmp_path):
     command = [sys.executable, "-m", "llm_tuner", "data", "synthesize", "--hub", str(hub), "--out", str(out)]
     command += ["--count", "120", "--seed", "4", "--benches", "1", "--json"]
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    journal, deadline = out / "journal.jsonl", time.monotonic() + 300
+    journal, deadline = out / JOURNAL, time.monotonic() + 300
     while not (journal.exists() and journal.read_bytes().count(b"\n") > 30):
         assert first.poll() is None
         assert time.monotonic() < deadline

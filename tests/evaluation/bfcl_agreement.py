@@ -10,40 +10,47 @@ Then
 
     python tests/evaluation/bfcl_agreement.py VENV/bin/python          writes bfcl_agreement.json (our own small cases)
     python tests/evaluation/bfcl_agreement.py VENV/bin/python --all    compares on the whole data set, prints counts
-    python tests/evaluation/bfcl_agreement.py VENV/bin/python --all --outputs FILE    and what models wrote
+    python tests/evaluation/bfcl_agreement.py VENV/bin/python --all --outputs PATH    and what models wrote
 
-A question is an entry of the data set with what a model made of it, as the official function-calling handlers record
-it: `[{"name": "<JSON text of the arguments>"}, ...]`. The official side decodes and judges it as its runner does.
-FILE holds rows as `llm-tuner eval score` takes them, and may be a folder of such files.
+The official side decodes and judges a question (bfcl_questions.py) as its runner does. PATH holds rows as `llm-tuner
+eval score` takes them, and may be a folder of such files, or of an evaluation (bfcl_outputs.py): then the verdicts that
+the evaluation gave are compared, too.
+
+Both sides' speed is that of judging alone, calls and entries in memory, processor time of one thread, the best of
+ROUNDS for each SLICE, told apart by category and by whether the official verdict is valid.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
+import gc
 import json
 import random
 import subprocess
 import sys
 import time
-import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bfcl_outputs import written_rows
+from bfcl_questions import Question, mutations, questions, relevance, task_of
+
 from llm_tuner.evaluation import bfcl, score_file
-from llm_tuner.scoring import gold_attempt, made_calls, score
-from llm_tuner.types import AllowedCalls, Attempt, Message, Task
+from llm_tuner.scoring import made_calls, score
+from llm_tuner.types import Attempt, Message, Task
 
 FIXTURE = Path(__file__).with_suffix(".json")
 BATCH = 20_000
 """Questions that are asked at once."""
+ROUNDS, SLICE = 5, 500
+"""How often the judging of so many questions in a row is timed. The best counts: other programs share the machine."""
 
 # The package imports every vendor's SDK and more; what the checks do not use is stood in for.
 OFFICIAL = """
-import importlib.abc, importlib.machinery, json, sys, time, types
+import gc, importlib.abc, importlib.machinery, json, sys, time, types
 from unittest.mock import MagicMock
 
 class Flags: underscore_to_dot = True
@@ -84,6 +91,7 @@ def relevance(category, made):
 def language(category):
     return Language.JAVA if is_java(category) else Language.JAVASCRIPT if is_js(category) else Language.PYTHON
 
+ROUNDS, SLICE = map(int, sys.argv[1:])
 verdicts, asked, functions = [], [], []
 for line in sys.stdin:
     q = json.loads(line)
@@ -100,363 +108,49 @@ for line in sys.stdin:
         verdicts.append(None)
 
 out, sys.stdout = sys.stdout, sys.stderr  # the checker prints
-start = time.process_time()
+kinds = {"valid": [], "invalid": []}
 for at, *question in asked:
     try:
         verdicts[at] = ast_checker(*question, "m")["valid"]
+        kinds["valid" if verdicts[at] else "invalid"].append((at, question))
     except Exception as error:
         verdicts[at] = f"{type(error).__name__}: {error}"
-seconds = time.process_time() - start
-print(json.dumps({"verdicts": verdicts, "seconds": seconds, "judged": len(asked)}), file=out)
+
+def seconds(questions):
+    best = 0.0
+    for at in range(0, len(questions), SLICE):
+        rounds = []
+        for _ in range(ROUNDS):
+            start = time.process_time()
+            for _, question in questions[at : at + SLICE]:
+                ast_checker(*question, "m")
+            rounds.append(time.process_time() - start)
+        best += min(rounds)
+    return best
+
+gc.freeze()  # the questions are not the checker's garbage
+judged = {
+    kind: {"places": [at for at, _ in found], "seconds": seconds(found)} for kind, found in kinds.items()
+}
+print(json.dumps({"verdicts": verdicts, "judged": judged}), file=out)
 """
-
-
-class Question(NamedTuple):
-    """An entry and an output. `made` is a list of `{name: arguments}`; arguments that are text stand for themselves."""
-
-    functions: list[Any]
-    answer: list[Any]
-    category: str
-    made: list[dict[str, Any]]
-
-    @property
-    def result(self) -> list[dict[str, str]]:
-        """The output as the official handlers record it."""
-        return [{name: a if isinstance(a, str) else json.dumps(a) for name, a in call.items()} for call in self.made]
-
-
-# -------------------------------------------------------------------------------------------------- our own small cases
-
-
-def function(name: str, required: list[str], /, **properties: Any) -> dict[str, Any]:
-    parameters = {"type": "dict", "properties": properties, "required": required}
-    return {"name": name, "description": "Made up for this test.", "parameters": parameters}
-
-
-def typed(**kinds: str) -> dict[str, Any]:
-    """Properties from `name="ArrayList of String"`."""
-    out: dict[str, Any] = {}
-    for name, kind in kinds.items():
-        outer, _, inner = kind.partition(" of ")
-        out[name] = {"type": outer, "description": f"The {name}."} | ({"items": {"type": inner}} if inner else {})
-    return out
-
-
-BOAT = function(
-    "harbour.book",
-    ["name"],
-    name={"type": "string"},
-    berth={"type": "integer", "default": 1},
-    length={"type": "float"},
-    shore_power={"type": "boolean", "default": False},
-    crew={"type": "array", "items": {"type": "string"}},
-    tides={"type": "array", "items": {"type": "float"}},
-    position={"type": "tuple", "items": {"type": "float"}},
-    owner={"type": "dict", "properties": {"name": {"type": "string"}, "age": {"type": "integer"}}},
-    cargo={"type": "array", "items": {"type": "dict", "properties": {"what": {"type": "string"}}}},
-    grid={"type": "array", "items": {"type": "array", "items": {"type": "integer"}}},
-    remark={"type": "any"},
-)
-LIGHT = function("lighthouse", [], height={"type": "integer"}, colour={"type": "string"})
-JAVA = function(
-    "Harbour.book",
-    ["name"],
-    **typed(
-        name="String",
-        berth="integer",
-        tonnage="long",
-        length="float",
-        draught="double",
-        lit="boolean",
-        mark="char",
-        level="byte",
-        crew="ArrayList of String",
-        tides="ArrayList of double",
-        buoys="Array of integer",
-        signs="Array of String",
-        cargo="HashMap",
-        remark="any",
-    ),
-)
-SCRIPT = function(
-    "harbour.book",
-    ["name"],
-    **typed(
-        name="String",
-        berth="integer",
-        length="float",
-        tonnage="Bigint",
-        lit="Boolean",
-        crew="array of String",
-        tides="array of float",
-        grid="array of array",
-        cargo="dict",
-        remark="any",
-    ),
-)
-
-SIMPLE = [
-    {"name": ["Sea Gull", "the gull"], "berth": [3, ""], "length": [7.5]},
-    {"name": ["O'Hara-2"], "shore_power": [True], "length": [7]},
-    {"name": ["x"], "berth": ["", "berth_number"], "length": ["", "boat.length"]},
-    {"name": ["x"], "crew": [["Ann Lee", "Bo"], ["Bo", "Ann Lee"]]},
-    {"name": ["x"], "crew": ["", ["Ann"]]},
-    {"name": ["x"], "crew": ["crew_list"]},
-    {"name": ["x"], "tides": [[1.5, 2.0]], "position": [[35.0, 139.5]]},
-    {"name": ["x"], "tides": [[1, 2]]},
-    {"name": ["x"], "owner": [{"name": ["Kim", "Kim B."], "age": [40, ""]}]},
-    {"name": ["x"], "owner": [{"name": ["Kim"]}, ""]},
-    {"name": ["x"], "owner": ["", {}]},
-    {"name": ["x"], "cargo": [[{"what": ["fish"], "kg": [2]}, {"what": ["ice", ""]}]]},
-    {"name": ["x"], "cargo": [[], ""]},
-    {"name": ["x"], "grid": [[[1, 2], [3]]]},
-    {"name": ["x"], "remark": ["fine", ""]},
-    {"name": ["x"], "remark": [["fine"]]},
-    {"name": ["x"], "remark": [None, ""]},
-    {"name": ["x"], "berth": [""]},
-    {"name": ["x"], "berth": [2], "gone": [1, ""]},
-    {"name": [""]},
-    {},
-]
-IN_JAVA = [
-    {"name": ["Sea Gull"], "berth": [3], "tonnage": [40, ""], "length": [7.5, ""], "draught": [1.25], "lit": [True]},
-    {"name": ["x"], "mark": ["'b'"], "level": [-7], "crew": [["Ann", "Bo"]], "tides": [[1.5, 2.0]]},
-    {"name": ["x"], "buoys": [[1, 2, 3]], "signs": [['"N"', '"S"'], ["N", "S"]], "remark": ["new Object()", ""]},
-    {"name": ["x"], "cargo": [{"what": ["fish"], "kg": [2]}], "crew": [[], ""]},
-    {"name": ["boat.name"], "berth": ["berthNumber"], "crew": ["crewList"], "cargo": ["cargoMap"]},
-]
-IN_SCRIPT = [
-    {"name": ["Sea Gull"], "berth": [3], "length": [7.5], "tonnage": [40, ""], "lit": [False]},
-    {"name": ["x"], "crew": [["Ann", "Bo"]], "tides": [[1.5, 2.0]], "grid": [[[1, 2], [3]]]},
-    {"name": ["x"], "cargo": [{"what": ["fish"], "kg": [2], "for": [["Ann", "Bo"]], "iced": [True, ""]}]},
-    {"name": ["boatName"], "crew": ["crewList"], "cargo": ["cargoObject"], "remark": ["() => 1", ""]},
-]
-
-
-def questions() -> Iterator[Question]:
-    """Our own small cases, with their systematic mutations."""
-    for answer in SIMPLE:
-        yield from mutations([BOAT], [{"harbour.book": answer}], "simple_python")
-    for answer in IN_JAVA:
-        yield from mutations([JAVA], [{"Harbour.book": answer}], "simple_java")
-    for answer in IN_SCRIPT:
-        yield from mutations([SCRIPT], [{"harbour.book": answer}], "simple_javascript")
-    light = {"lighthouse": {"height": [30], "colour": ["red", ""]}}
-    other = {"lighthouse": {"height": [12, 13], "colour": ["green"]}}
-    boat = {"harbour.book": {"name": ["Sea Gull"], "length": [7.5, ""]}}
-    yield from mutations([LIGHT, BOAT], [boat], "multiple")
-    yield from mutations([LIGHT], [light, other], "parallel")
-    yield from mutations([LIGHT, BOAT], [boat, light, other], "parallel_multiple")
-    # First fit: what the first wanted call takes may be what the second one needs.
-    wide = {"lighthouse": {"height": [1, 2], "colour": ["red", ""]}}
-    narrow = {"lighthouse": {"height": [1], "colour": ["red", ""]}}
-    for pair in ([wide, narrow], [narrow, wide], [wide, narrow, wide]):
-        yield from mutations([LIGHT], pair, "live_parallel")
-    for category in ("irrelevance", "live_irrelevance", "live_relevance"):
-        yield from relevance([LIGHT, BOAT], category)
-
-
-# ------------------------------------------------------------------------------------------------------------ mutations
-
-
-def mutations(functions: list[Any], answer: list[Any], category: str) -> Iterator[Question]:
-    """The gold answer, and what comes of changing one thing about it."""
-    task = task_of(functions, answer, category)
-    gold = [(c.name, c.arguments) for c in gold_attempt(task).messages[0].tool_calls]
-    tools = {tool.name: tool for tool in task.tools}
-    for made in [gold, *_calls_changed(gold, functions), *_text_changed(gold)]:
-        yield _question(functions, answer, category, made)
-    assert isinstance(task.expect, AllowedCalls)
-    for i, ((name, arguments), wanted) in enumerate(zip(gold, task.expect.calls, strict=True)):
-        properties = tools[name].parameters["properties"] if name in tools else {}
-        for changed in _arguments_changed(arguments, wanted.arguments, properties):
-            made = [*gold[:i], (name, changed), *gold[i + 1 :]]
-            yield _question(functions, answer, category, made)
-        for key, types in wanted.source_types.items():
-            for text in _source_texts(arguments.get(key, "x"), types):
-                yield _question(
-                    functions, answer, category, [*gold[:i], (name, {**arguments, key: text}), *gold[i + 1 :]]
-                )
-
-
-def relevance(functions: list[Any], category: str) -> Iterator[Question]:
-    """Calls where none is wanted, or any."""
-    names = [f["name"].replace(".", "_") for f in functions[:3]] or ["made_up"]
-    calls: list[Any] = [(name, arguments) for name in [*names, "no such tool", ""] for arguments in ({}, {"x": 1})]
-    yield _question(functions, [], category, [])
-    for call in calls:
-        yield _question(functions, [], category, [call])
-    yield _question(functions, [], category, calls)
-    for text in ("", "{", "[]", "1", "null", '"x"', '{"x": NaN}', '{"x": 1} ', "{'x': 1}", '{"x": 1}{', '[{"x": 1}]'):
-        yield _question(functions, [], category, [(names[0], text)])
-        yield _question(functions, [], category, [(names[0], {}), (names[0], text)])
-
-
-def task_of(functions: list[Any], answer: list[Any], category: str) -> Task:
-    row = {"id": f"{category}_0", "question": [[{"role": "user", "content": "?"}]], "function": functions}
-    return bfcl.task(row, answer, category)
-
-
-def _question(functions: list[Any], answer: list[Any], category: str, made: list[Any]) -> Question:
-    return Question(functions, answer, category, [{name: copy.deepcopy(arguments)} for name, arguments in made])
-
-
-def _calls_changed(gold: list[Any], functions: list[Any]) -> Iterator[list[Any]]:
-    yield []
-    yield gold[::-1]
-    yield gold[1:] + gold[:1]
-    yield gold[:-1]
-    yield gold[1:]
-    yield [*gold, gold[0]]
-    yield [gold[0]] * len(gold)
-    name, arguments = gold[0]
-    others = [f["name"].replace(".", "_") for f in functions]
-    for wrong in (name + "x", name.upper(), name.replace("_", "."), "", *others):
-        yield [(wrong, arguments), *gold[1:]]
-    yield [("no such tool", {}), *gold]
-    for i in range(1, len(gold)):
-        yield [gold[i], *gold[1:i], gold[0], *gold[i + 1 :]]
-        yield [*gold[:i], gold[0], *gold[i + 1 :]]
-
-
-def _text_changed(gold: list[Any]) -> Iterator[list[Any]]:
-    name, arguments = gold[0]
-    text = json.dumps(arguments)
-    for wrong in (
-        "",
-        text[:-1],
-        text + " ",
-        f"[{text}]",
-        json.dumps(text),
-        text.replace('"', "'"),
-        text + text,
-        "null",
-    ):
-        yield [(name, wrong), *gold[1:]]
-
-
-def _arguments_changed(
-    gold: dict[str, Any], wanted: dict[str, list[Any]], properties: dict[str, Any]
-) -> Iterator[dict[str, Any]]:
-    for name in gold:
-        yield {key: value for key, value in gold.items() if key != name}
-        for value in _values_changed(gold[name]):
-            yield {**gold, name: value}
-        yield {**{k: v for k, v in gold.items() if k != name}, name + "_x": gold[name]}
-    for name, options in wanted.items():
-        for option in options:
-            yield {**gold, name: option}
-    for name, words in properties.items():
-        if name not in gold:
-            for value in (words.get("default"), None, "", 0, [], {}, "x", 1, 1.5, True, ["x"], {"x": 1}):
-                yield {**gold, name: value}
-    yield {**gold, "surprise": 1}
-    yield {}
-    yield dict(reversed(gold.items()))
-
-
-def _values_changed(value: Any) -> Iterator[Any]:
-    yield from ([value], [[value]], {"value": value}, None, "", [], {}, True, 0, 1, 1.5, "x")
-    yield json.dumps(value) if isinstance(value, list | dict) else str(value)
-    if isinstance(value, bool):
-        yield from (not value, int(value), str(value).lower())
-    elif isinstance(value, int | float):
-        yield from (value + 1, -value, float(value), int(value), value + 0.5, value * 10**20, value / 3)
-        yield from (f"{value:e}", f"{value:,}", f" {value}", float("inf"), float("nan"), -0.0)
-    elif isinstance(value, str):
-        yield from (value.upper(), f" {value}. ", value.replace(" ", "-"), value + "x", value[::-1], value[:-1])
-        yield from (value.replace("'", '"'), value.replace(",", ";"), value.swapcase(), value + "\n", f'"{value}"')
-        yield from (unicodedata.normalize(form, value + "é") for form in ("NFC", "NFD", "NFKC"))
-        yield from (value.replace(" ", "\u00a0"), value.replace("-", "\u2013"), value + "\U0001f30a", "İ" + value)
-        yield "".join(chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in value)
-    elif isinstance(value, list):
-        yield from (value[::-1], value[1:], [*value, *value[:1]], [*value, "x"], [*value, None], [*map(str, value)])
-        for i, item in enumerate(value[:3]):
-            for changed in _values_changed(item):
-                yield [*value[:i], changed, *value[i + 1 :]]
-    elif isinstance(value, dict):
-        yield {**value, "surprise": 1}
-        for key in value:
-            yield {k: v for k, v in value.items() if k != key}
-            for changed in _values_changed(value[key]):
-                yield {**value, key: changed}
-
-
-def _source_texts(text: Any, types: tuple[str, ...]) -> Iterator[str]:
-    """Forms of Java and JavaScript values, of this type and of others."""
-    yield from (f'"{text}"', f"'{text}'", f"{text}\n", f" {text} ", f"{text};", f"({text})", f"{text}L", f"{text}f")
-    yield from (f"{text}n", f"{text}d", f"{text}.0", f"{text}e2", f"-{text}", f"+{text}", str(text).rstrip("LfFn"))
-    yield from ("true", "True", "TRUE", "false", "null", "undefined", "0", "-1", "1.5", "1.5f", "2L", "3n", "1e5", "٣")
-    yield from ("'a'", "a", '"', "''", "1_000", "0x10", "NaN", "Infinity", "[", "]", "{", "}", "()")
-    inner = str(text).partition("{")[2].rpartition("}")[0] or str(text).partition("[")[2].rpartition("]")[0]
-    for items in (
-        inner,
-        "",
-        "1",
-        "1, 2",
-        "1,2,",
-        '"a", "b"',
-        "'a', 'b'",
-        "1L, 2",
-        "1.5, 2.0",
-        "a, b",
-        "true, 1",
-        " 1 , 2 ",
-    ):
-        yield from (f"new int[]{{{items}}}", f"new String[] {{ {items} }}", f"new Object[2]{{{items}}}", f"{{{items}}}")
-        yield from (
-            f"[{items}]",
-            f" [ {items} ] ",
-            f"[[{items}]]",
-            f"[[{items}], [{items}]]",
-            f"[\n[{items}],\n[{items}]\n]",
-        )
-        yield from (f"new Array({items})", f"new Array([{items}], [{items}])", f"new  Array(\n{items})", f"[[{items}]")
-        yield from (f"Arrays.asList({items})", f"new ArrayList<>(Arrays.asList({items}))", f"List.of({items})")
-        yield from (f"new ArrayList<String>(Arrays.asList({items}));", f"new ArrayList<List<String>>({items})")
-        added = " ".join(f"add({item.strip()});" for item in items.split(","))
-        yield from (f"new ArrayList<>() {{{{ {added} }}}}", f"new ArrayList<Integer>(){{{{\n{added}\n}}}}")
-        yield f"new ArrayList<>() {{{{}}}} {added} }}}}"
-    yield from ("new ArrayList<>()", "new ArrayList<String>()", "new ArrayList()", "new HashMap<>()", "new HashMap()")
-    for pairs in (
-        "",
-        '"what", "fish"',
-        '"what", "fish"|"kg", 2',
-        '"kg", 2L|"what", "fish"',
-        '"kg", 2.0f',
-        '"a", "}"',
-        "a, 1",
-    ):
-        puts = " ".join(f"put({pair});" for pair in pairs.split("|"))
-        yield from (f"new HashMap<>() {{{{ {puts} }}}}", f"new HashMap<String, Object>(){{{{\n{puts}\n}}}}")
-        yield from (f"new HashMap<>() {{ {puts} }}", f"new HashMap<>() {{{{ {puts} ", f"Map.of({pairs})")
-        colons = ", ".join(pair.replace(", ", ": ", 1) for pair in pairs.split("|"))
-        yield from (
-            f"{{{colons}}}",
-            f"{{ {colons}, }}",
-            f"{{\n{colons}\n}}",
-            f"{colons}",
-            f"{{{colons}",
-            f"[{{{colons}}}]",
-        )
-        yield from (f"{{'what': ['fish', 1], {colons}}}", f"{{what: fish, kg: 2, for: [Ann, Bo], {colons}}}")
 
 
 # ------------------------------------------------------------------------------------------------------------- verdicts
 
 
 class Verdicts(NamedTuple):
-    """The verdicts on some questions (a string where the checker raised), and the CPU seconds that judging alone took
-    for those whose calls can be read (for the others the official checker is not asked)."""
+    """The verdicts on some questions (a string where the checker raised). `judged`, by "valid" and "invalid": the
+    places of the questions whose arguments the official checker judges so, and the seconds of judging them once."""
 
     verdicts: list[bool | str]
-    seconds: float
-    judged: int
+    judged: dict[str, dict[str, Any]]
 
 
 def official(python: str, asked: Iterable[Question]) -> Verdicts:
     """The official verdicts."""
-    run = subprocess.run([python, "-c", OFFICIAL], input=_lines(asked), capture_output=True, text=True)
+    command = [python, "-c", OFFICIAL, str(ROUNDS), str(SLICE)]
+    run = subprocess.run(command, input=_lines(asked), capture_output=True, text=True)
     if run.returncode:
         sys.exit(run.stderr[-2000:])
     return Verdicts(**json.loads(run.stdout))
@@ -473,8 +167,8 @@ def _lines(asked: Iterable[Question]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def ours(asked: Iterable[Question]) -> Verdicts:
-    """Our verdicts."""
+def ours(asked: Iterable[Question], theirs: Verdicts) -> Verdicts:
+    """Our verdicts, and the time for those on which the official one spent its own."""
     pairs: list[tuple[Task, Attempt]] = []
     task, key = None, None
     for question in asked:
@@ -482,12 +176,30 @@ def ours(asked: Iterable[Question]) -> Verdicts:
             task = task_of(question.functions, question.answer, question.category)
             key = (id(question.functions), id(question.answer), question.category)
         pairs.append((task, attempt_of(question)))
-    readable = [p for p in pairs if "relevance" not in p[0].category and not any(c.error for c in made_calls(p[1]))]
-    start = time.process_time()
-    for task, attempt in readable:
-        score(task, attempt, rules="bfcl")
-    seconds = time.process_time() - start
-    return Verdicts([score(*pair, rules="bfcl").ok for pair in pairs], seconds, len(readable))
+    verdicts: list[bool | str] = [score(*pair, rules="bfcl").ok for pair in pairs]
+    gc.freeze()
+    judged = {
+        kind: {"places": found["places"], "seconds": _seconds([pairs[at] for at in found["places"]])}
+        for kind, found in theirs.judged.items()
+    }
+    gc.unfreeze()
+    assert not any(
+        call.error for found in judged.values() for at in found["places"] for call in made_calls(pairs[at][1])
+    )
+    return Verdicts(verdicts, judged)
+
+
+def _seconds(pairs: Sequence[tuple[Task, Attempt]]) -> float:
+    best = 0.0
+    for at in range(0, len(pairs), SLICE):
+        rounds = []
+        for _ in range(ROUNDS):
+            start = time.process_time()
+            for task, attempt in pairs[at : at + SLICE]:
+                score(task, attempt, rules="bfcl")
+            rounds.append(time.process_time() - start)
+        best += min(rounds)
+    return best
 
 
 def attempt_of(question: Question) -> Attempt:
@@ -503,17 +215,17 @@ def whole_data_set(category: str) -> Iterator[Question]:
             yield from unique(mutations(row["function"], answer, category))
 
 
-def outputs(path: Path) -> dict[str, list[Question]]:
+def outputs(paths: Iterable[Path]) -> dict[str, list[Question]]:
     """What models wrote, by category."""
     entries = {row["id"]: (category, row, answer) for category, row, answer in bfcl.rows(bfcl.GROUPS["all"])}
     out: dict[str, list[Question]] = defaultdict(list)
-    for _, text in score_file.lines_of(path):
-        written = json.loads(text)
+    for written in chain.from_iterable(map(written_rows, paths)):
         if written["id"] not in entries:
             continue
         category, row, answer = entries[written["id"]]
         made = written["result"] if "result" in written else [{c["name"]: c["arguments"]} for c in written["calls"]]
-        out[category].append(Question(row["function"], answer, category, made if isinstance(made, list) else []))
+        made = made if isinstance(made, list) else []
+        out[category].append(Question(row["function"], answer, category, made, written.get("ok")))
     return out
 
 
@@ -530,40 +242,64 @@ def unique(asked: Iterable[Question]) -> Iterator[Question]:
 # ----------------------------------------------------------------------------------------------------------------- main
 
 
-def compare(python: str, everything: bool, written: Path | None) -> int:
+def compare(python: str, categories: Sequence[str], everything: bool, written: Sequence[Path]) -> int:
     """Compare, print, return the number of disagreements."""
     real = outputs(written) if written else {}
     total: Counter[str] = Counter()
-    spent: Counter[str] = Counter()
+    speeds = Speeds()
     started = time.perf_counter()
-    for category in bfcl.GROUPS["all"]:
+    for category in categories:
         counts: Counter[str] = Counter({"of models": len(real.get(category, []))})
         asked = chain(real.get(category, []), whole_data_set(category) if everything else [])
         while batch := list(islice(asked, BATCH)):
-            theirs, mine = official(python, batch), ours(batch)
+            theirs = official(python, batch)
+            mine = ours(batch, theirs)
             counts += tally(batch, theirs.verdicts, mine.verdicts)
-            assert theirs.judged == mine.judged
-            spent.update({"official": theirs.seconds, "ours": mine.seconds, "verdicts": mine.judged})
+            speeds.add(category, theirs, mine)
         total += counts
         print(f"{category}: {', '.join(f'{name} {count}' for name, count in counts.items())}", flush=True)
     print(f"all: {', '.join(f'{name} {count}' for name, count in total.items())}")
-    for name in ("official", "ours"):
-        speed = spent["verdicts"] / max(spent[name], 1e-9)
-        print(f"{name}: {spent[name]:.2f} s for {spent['verdicts']} verdicts on arguments, {speed:,.0f} verdicts/s")
-    print(f"ratio ours/official: {spent['official'] / max(spent['ours'], 1e-9):.2f} (verdicts/s, judging alone)")
+    print("\n".join(speeds.lines()))
     print(f"whole run: {time.perf_counter() - started:.0f} s")
     return total["DISAGREE"]
+
+
+class Speeds:
+    """Verdicts and both sides' seconds, by category and by the official verdict."""
+
+    def __init__(self) -> None:
+        self.spent: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+
+    def add(self, category: str, theirs: Verdicts, mine: Verdicts) -> None:
+        for kind, found in theirs.judged.items():
+            if not found["places"]:
+                continue
+            spent = {"n": len(found["places"]), "official": found["seconds"], "ours": mine.judged[kind]["seconds"]}
+            for key in ((category, kind), (category, "both"), ("all", kind), ("all", "both")):
+                self.spent[key].update(spent)
+
+    def lines(self) -> Iterator[str]:
+        yield f"{'judging alone':24}{'official':10}{'pairs':>9}{'official/s':>12}{'ours/s':>12}{'ratio':>7}"
+        for category in (*bfcl.GROUPS["all"], "all"):
+            for kind in ("valid", "invalid", "both"):
+                if spent := self.spent.get((category, kind)):
+                    theirs, mine = (spent["n"] / max(spent[side], 1e-9) for side in ("official", "ours"))
+                    yield f"{category:24}{kind:10}{spent['n']:9}{theirs:12,.0f}{mine:12,.0f}{mine / theirs:7.2f}"
 
 
 def tally(asked: list[Question], theirs: list[bool | str], mine: list[bool | str]) -> Counter[str]:
     counts: Counter[str] = Counter(pairs=len(asked))
     for question, verdict, own in zip(asked, theirs, mine, strict=True):
-        outcome = "official raised" if isinstance(verdict, str) else "agree" if own == verdict else "DISAGREE"
+        if isinstance(verdict, str):
+            outcome = "official raised"
+        else:
+            outcome = "agree" if own == verdict and question.measured in (None, verdict) else "DISAGREE"
         counts[outcome] += 1
         counts["official valid"] += verdict is True
         counts["official raised, ours ok"] += isinstance(verdict, str) and own is True
         if outcome == "DISAGREE" and counts[outcome] <= 8:
-            text = f"  official {verdict}, ours {own}: {json.dumps(question.answer)[:300]} <- {question.made}"
+            said = f"official {verdict}, ours {own}, the evaluation's {question.measured}"
+            text = f"  {said}: {json.dumps(question.answer)[:300]} <- {question.made}"
             print(text[:700].encode("utf-8", "replace").decode())
     return counts
 
@@ -571,8 +307,8 @@ def tally(asked: list[Question], theirs: list[bool | str], mine: list[bool | str
 def write(python: str) -> int:
     """Write the fixture: one case a line, the function documents once. A sample of each category, valid ones first."""
     asked = list(unique(questions()))
-    verdicts, mine = official(python, asked), ours(asked)
-    counts = tally(asked, verdicts.verdicts, mine.verdicts)
+    verdicts = official(python, asked)
+    counts = tally(asked, verdicts.verdicts, ours(asked, verdicts).verdicts)
     by_kind: dict[tuple[str, bool], list[list[Any]]] = defaultdict(list)
     catalogues: list[Any] = []
     for question, verdict in zip(asked, verdicts.verdicts, strict=True):
@@ -596,7 +332,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("python", help="the Python of the virtual environment that has bfcl-eval")
     parser.add_argument("--all", action="store_true", help="mutations of the whole data set")
-    parser.add_argument("--outputs", type=Path, help="rows of what models wrote, a file or a folder")
+    parser.add_argument("--outputs", type=Path, nargs="+", default=(), help="what models wrote: files or folders")
+    parser.add_argument("--categories", default="all", help="of --all and --outputs, with commas")
     chosen = parser.parse_args()
-    compared = chosen.all or chosen.outputs
-    sys.exit(min(1, compare(chosen.python, chosen.all, chosen.outputs) if compared else write(chosen.python)))
+    if not chosen.all and not chosen.outputs:
+        sys.exit(min(1, write(chosen.python)))
+    sys.exit(min(1, compare(chosen.python, bfcl.named(chosen.categories), chosen.all, chosen.outputs)))

@@ -12,8 +12,13 @@ import numpy as np
 import pytest
 from gguf import GGUFWriter, LlamaFileType
 
+from llm_tuner.apps import cli
+from llm_tuner.apps.settings import latency_targets
 from llm_tuner.evaluation import latency, target
+from llm_tuner.evaluation.figures import spreads
 from llm_tuner.evaluation.latency import (
+    TARGETS_MS,
+    LatencyReport,
     Load,
     Spread,
     Workload,
@@ -23,10 +28,12 @@ from llm_tuner.evaluation.latency import (
     time_target,
     workload_of,
 )
+from llm_tuner.evaluation.render import latency_to_html, write_latency
 from llm_tuner.evaluation.target import Located, Target
+from llm_tuner.evaluation.wording import WORDS, Language
 from llm_tuner.models.description import describe
-from llm_tuner.models.ollama import Ollama
-from llm_tuner.store.suite import Suite
+from llm_tuner.models.ollama import QWEN_TEMPLATE, Ollama, OllamaServer
+from llm_tuner.store.suite import Suite, save
 from llm_tuner.types import (
     GREEDY,
     ChatOptions,
@@ -42,6 +49,8 @@ from llm_tuner.types import (
     ToolSpec,
     Usage,
 )
+from ollama_server import VERSION
+from pages import NASTY, Page
 
 WORK = Workload(tools=(ToolSpec(name="t"),), requests=tuple(f"request {i}" for i in range(50)))
 
@@ -51,11 +60,12 @@ class Slow:
 
     name = "slow"
 
-    def __init__(self, failing: int = 0, generate_ms: float | None = 15) -> None:
+    def __init__(self, failing: int = 0, generate_ms: float | None = 15, tokens: int = 5) -> None:
         self.asked: list[tuple[str, str]] = []
         self.options = GREEDY
         self.failing = failing
         self.generate_ms = generate_ms
+        self.tokens = tokens
         self.now = self.most = 0
         self.lock = threading.Lock()
 
@@ -71,7 +81,7 @@ class Slow:
             self.now -= 1
         if fails:
             raise ModelError("no room")
-        usage = Usage(prompt_tokens=100, cached_tokens=90, completion_tokens=5)
+        usage = Usage(prompt_tokens=100, cached_tokens=90, completion_tokens=self.tokens)
         return Reply(
             message=Message(role="assistant"), usage=usage, timing=Timing(prompt_ms=4, generate_ms=self.generate_ms)
         )
@@ -124,6 +134,8 @@ def test_every_time_is_what_it_says() -> None:
     assert cold.first_token == Spread(p50=7, p95=7, p99=7)
     (cold, _), _ = result(measure_latency(Slow(generate_ms=None), WORK, requests=2))
     assert (cold.first_token.p50, cold.per_token.p50) == (None, None)
+    (cold, _), _ = result(measure_latency(Slow(generate_ms=None, tokens=1), WORK, requests=2))
+    assert (cold.first_token.p50, cold.per_token.p50) == (cold.total.p50, None)  # its first token is all of it
 
 
 def test_so_many_at_a_time() -> None:
@@ -274,6 +286,118 @@ def test_ollama_says_what_it_serves(monkeypatch: pytest.MonkeyPatch, in_vram: in
     assert (report.runtime, report.device, report.quantisation) == ("Ollama 0.31.0", device, "Q4_K_M")
     assert (report.parameters, report.loads[0].prefill.p50, report.loads[0].per_token.p50) == (7_000, 1, 1)
     backend.close()
+
+
+def timed(*loads: Load, **words: Any) -> LatencyReport:
+    facts = {"backend": "m", "runtime": "Ollama 0.24.0", "device": "cpu", "parameters": 1_540_000_000, "tools": 8}
+    facts |= {"quantisation": "Q4_K_M", "model_sha256": "ab" * 32, "machine": {"cpu": "EPYC", "gpu": "none"}}
+    facts |= {"loads": loads, "goal": goal(loads, 1_540_000_000, "cpu")} | words
+    return LatencyReport.model_validate(facts)
+
+
+@pytest.mark.parametrize("language", ["en", "ja"])
+def test_the_pages_say_what_was_timed_and_on_what(tmp_path: Path, language: Language) -> None:
+    slow = load(2345, 4, "cold").model_copy(update={"errors": 3, "first_token": Spread()})
+    report = timed(load(123, 1, "cold"), load(77), slow, load(88, 4), backend=NASTY)
+    paths = write_latency(tmp_path / "new", report, language)
+    assert [path.name for path in paths] == ["latency.json", "latency.md", "latency.html"]
+    assert LatencyReport.model_validate_json(paths[0].read_text(encoding="utf-8")) == report
+    markdown, page = paths[1].read_text(encoding="utf-8"), Page(paths[2].read_text(encoding="utf-8"))
+    words = WORDS[language]
+    for text in (markdown, page.text):
+        for said in (
+            "Ollama 0.24.0",
+            "cpu EPYC",
+            "gpu none",
+            "1.54B, Q4_K_M",
+            words["not comparable"],
+            "target is for",
+        ):
+            assert said in text
+        assert text.count(words["cold"]) >= 2
+        assert "123 / 123 / 123" in text
+        assert "– / – / –" in text  # what was not reported is no zero
+        assert f"(3 {words['failed']})" in text
+    assert "<script" not in markdown
+    facts, note, table = (part.splitlines() for part in markdown.split("\n\n")[1:])
+    assert [line[:2] for line in facts] == ["- "] * 4
+    assert (note, len(table)) == ([words["latency_note"]], 2 + 4)
+    assert not {"script", "img"} & page.tags
+    assert page.links == []
+
+
+def test_the_picture_is_to_scale() -> None:
+    loads = [load(100, 1, "cold"), load(400, 2), load(1, 4).model_copy(update={"total": Spread()})]
+    picture = spreads(loads, "total")
+    assert picture is not None
+    assert [row.at for row in picture.rows] == [[285.0] * 3, [660.0] * 3]
+    assert picture.ticks[0] == (160, "0")
+    assert picture.ticks[-1] == (660, "400")
+    assert spreads(loads[2:], "total") is None
+
+
+def test_a_page_without_any_time_of_a_first_token(tmp_path: Path) -> None:
+    silent = load(5).model_copy(update={"first_token": Spread()})
+    page = latency_to_html(timed(silent, parameters=0, quantisation=""))
+    assert page.count("<svg") == 1
+    assert "size not known" in page
+
+
+def test_the_user_s_own_targets(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert latency_targets(None) == TARGETS_MS
+    monkeypatch.setenv("LLM_TUNER_LATENCY_TARGETS", "0.5=300, 70=9000")
+    assert latency_targets(None) == {5e8: 300, 7e10: 9000}
+    own = latency_targets("1.5=100")
+    assert own == {1.5e9: 100}
+    assert goal([load(150)], 1_543_714_304, "gpu", own).verdict == "not met"
+    assert "no target" in goal([load(150)], 7_000_000_000, "gpu", own).why
+    for wrong in ("1.5", "1.5=", "a=b", "1=2=3", "0=5", "1=-5", "1=nan", "1=inf", ","):
+        with pytest.raises(SetupError, match=r"such as 1\.5=500,7=2000"):
+            latency_targets(wrong)
+    monkeypatch.setenv("LLM_TUNER_LATENCY_TARGETS", "fast")
+    with pytest.raises(SetupError, match="from LLM_TUNER_LATENCY_TARGETS"):
+        latency_targets(None)
+
+
+@pytest.mark.ollama
+@pytest.mark.weights
+def test_a_real_ollama_server_is_timed(
+    ollama_url: str,
+    smol_gguf: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    list(OllamaServer(ollama_url).create("smol-timed", smol_gguf, template=QWEN_TEMPLATE))
+    monkeypatch.setenv("OLLAMA_HOST", ollama_url)
+    tool = ToolSpec(name="get_weather", description="The weather of a city, now and in the next days. " * 5)
+    asked = (Message(role="user", text=f"What is the weather in {city}?") for city in ("Oslo", "Lima", "Rome", "Bern"))
+    tasks = tuple(Task(messages=(message,), tools=(tool,), expect=NoCall()) for message in asked)
+    save(Suite(name="small", tasks=tasks), tmp_path / "small.jsonl")
+    words = ["--ollama", "smol-timed", "--suite", str(tmp_path / "small.jsonl"), "--requests", "2", "--max-tokens", "4"]
+    words += ["--concurrency", "1,2", "--context", "1024", "--out", str(tmp_path), "--json"]
+    assert cli.run(["eval", "latency", *words]) == 0
+    report = LatencyReport.model_validate_json(capsys.readouterr().out)
+    assert report == LatencyReport.model_validate_json((tmp_path / "latency.json").read_text(encoding="utf-8"))
+    assert (report.runtime, report.quantisation) == (f"Ollama {VERSION}", "Q4_1")
+    assert (report.device, report.parameters) == ("cpu", 134_515_008)
+    assert [(one.concurrency, one.prefix, one.n, one.errors) for one in report.loads] == [
+        (1, "cold", 2, 0),
+        (1, "warm", 2, 0),
+        (2, "cold", 2, 0),
+        (2, "warm", 2, 0),
+    ]
+    cold, warm = report.loads[:2]
+    for one in (cold, warm):
+        assert one.first_token.p50 is not None
+        assert one.total.p50 is not None
+        assert one.prefill.p50 is not None
+        assert 0 < one.prefill.p50 <= one.first_token.p50 < one.total.p50
+        assert 0 < one.completion_tokens <= 4
+    assert cold.prefill.p50 is not None
+    assert warm.prefill.p50 is not None
+    assert warm.prefill.p50 < cold.prefill.p50
+    assert report.goal.verdict == "not comparable"
 
 
 def test_the_door_is_the_one_of_every_measurement() -> None:

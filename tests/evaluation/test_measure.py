@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+import tracemalloc
 from collections.abc import Callable, Generator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llm_tuner.evaluation.measure import ATTEMPTS, latency, measure, tally
+from llm_tuner.evaluation.attempts import ATTEMPTS, Judged
+from llm_tuner.evaluation.measure import latency, measure, measure_all, tally
 from llm_tuner.scoring import gold_attempt
 from llm_tuner.store.suite import Suite
 from llm_tuner.types import (
@@ -85,7 +89,7 @@ class Scripted:
         return Reply(message=message, usage=usage, timing=Timing(total_ms=100, first_token_ms=10, generate_ms=50))
 
 
-Result = tuple[Report, list[Attempt]]
+Result = tuple[Report, Judged]
 
 
 def run(steps: Generator[Event, None, Result]) -> tuple[Result, list[Event]]:
@@ -145,7 +149,7 @@ def test_rates_groups_and_events() -> None:
     assert report.groups["language"]["ja"]["selection"].n == 2
     assert (report.n, report.machine, report.model_sha256, report.suite_hash) == (8, {"cpu": "2"}, "ab", SUITE.hash)
     assert [attempt.task_id for attempt in attempts] == [task.id for task in SUITE.tasks]
-    assert backend.asked[-1] == "other catalogue"  # its catalogue is another one
+    assert backend.asked[0] == "other catalogue"  # its one tool is how the other catalogue begins
     assert [event.done for event in events] == list(range(1, 9))
     assert events[0].data["ok"] == 1.0
     assert report.latency.model_dump() == {
@@ -242,3 +246,131 @@ def test_tags_with_many_values_do_not_group() -> None:
     tasks = tuple(task(str(i), NoCall(), tags={"row": str(i), "half": str(i % 2)}) for i in range(20))
     suite = Suite(name="s", tasks=tasks)
     assert set(tally(suite, [gold_attempt(t) for t in tasks], backend="gold").groups) == {"half"}
+
+
+# ------------------------------------------------------------------------------------------------- several at a time
+
+
+class Together(Scripted):
+    """Answers only when `wanted` requests are waiting at the same time, and remembers who asked what."""
+
+    def __init__(self, wanted: int) -> None:
+        super().__init__()
+        self.barrier = threading.Barrier(wanted, timeout=20)
+        self.by_thread: dict[int, list[str]] = {}
+
+    def chat(self, messages: Sequence[Message], tools: Sequence[ToolSpec] = (), options: ChatOptions = GREEDY) -> Reply:
+        self.by_thread.setdefault(threading.get_ident(), []).append(messages[-1].text)
+        self.barrier.wait()
+        return super().chat(messages, tools, options)
+
+
+def test_several_requests_are_under_way_at_a_time_and_the_report_is_the_same(tmp_path: Path) -> None:
+    backend = Together(4)
+    together, events = run(measure(SUITE, backend, at_a_time=4, out=tmp_path))
+    alone, _ = run(measure(SUITE, Scripted()))
+    assert {len(asked) for asked in backend.by_thread.values()} == {2}
+    assert together[0] == alone[0].model_copy(update={"machine": {"requests_at_a_time": "4"}})
+    assert list(together[1]) == list(alone[1])
+    assert [event.done for event in events] == list(range(1, 9))
+    again = Scripted()
+    assert run(measure(SUITE, again, at_a_time=4, out=tmp_path))[0][0].verdicts == alone[0].verdicts
+    assert again.asked == ["down"]
+
+
+def test_one_catalogue_is_asked_on_one_connection() -> None:
+    catalogues = [(CLOCK,), (FETCH,), (CLOCK, FETCH), (FETCH, CLOCK)]
+    tasks = tuple(task(f"{n} {i}", WANTED, catalogue) for i in range(6) for n, catalogue in enumerate(catalogues))
+    backend = Together(2)
+    run(measure(Suite(name="s", tasks=tasks), backend, at_a_time=2))
+    for asked in backend.by_thread.values():
+        changes = sum(one[0] != other[0] for one, other in pairwise(asked))
+        assert (len(asked), changes) == (12, 1)
+
+
+def test_requests_follow_each_other_by_how_much_of_the_prompt_they_share() -> None:
+    others = [ToolSpec(name=name) for name in ("b", "a", "c")]
+    catalogues = [(CLOCK, others[0]), (FETCH,), (CLOCK,), (CLOCK, others[1]), (FETCH, others[2])]
+    backend = Scripted()
+    run(measure(Suite(name="s", tasks=tuple(task(str(i), WANTED, c) for i, c in enumerate(catalogues))), backend))
+    assert backend.asked == ["2", "3", "0", "1", "4"]
+
+
+def test_several_suites_are_one_measurement_with_a_report_each(tmp_path: Path) -> None:
+    first, second = Suite(name="a", tasks=SUITE.tasks[:4]), Suite(name="b", tasks=SUITE.tasks[3:])
+    outs = [tmp_path / "a", tmp_path / "b"]
+    backend = Scripted()
+    steps = measure_all((first, second), backend, outs=outs)
+    events = []
+    while True:
+        try:
+            events.append(next(steps))
+        except StopIteration as end:
+            both = end.value
+            break
+    for suite, (report, attempts), out in zip((first, second), both, outs, strict=True):
+        (alone, _), _ = run(measure(suite, Scripted()))
+        assert report == alone
+        assert [attempt.task_id for attempt in attempts] == [t.id for t in suite.tasks]
+        assert len((out / ATTEMPTS).read_text().splitlines()) == len(suite.tasks)
+    assert sorted(backend.asked) == sorted(t.request for t in (*first.tasks, *second.tasks))
+    assert backend.asked[0] == "other catalogue"
+    assert [event.done for event in events] == list(range(1, 10))
+    assert {event.data["suite"] for event in events} == {"a", "b"}
+
+
+def test_our_own_error_in_a_worker_is_raised() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run(measure(SUITE, Scripted(ZeroDivisionError()), at_a_time=3))
+
+
+def test_a_measurement_that_is_closed_asks_no_more() -> None:
+    tasks = tuple(task(str(i), WANTED) for i in range(500))
+    backend = Scripted()
+    steps = measure(Suite(name="s", tasks=tasks), backend, at_a_time=2)
+    next(steps)
+    steps.close()
+    for thread in threading.enumerate():
+        if thread.name == "llm-tuner-asking":
+            thread.join(timeout=20)
+    assert len(backend.asked) <= 1 + 2 + 2  # taken, waiting to be taken, on its way
+
+
+def test_half_a_character_is_that_answers_error(tmp_path: Path) -> None:
+    class Odd(Scripted):
+        def chat(
+            self, messages: Sequence[Message], tools: Sequence[ToolSpec] = (), options: ChatOptions = GREEDY
+        ) -> Reply:
+            reply = super().chat(messages, tools, options)
+            odd = reply.message.model_copy(update={"text": "\ud83d"})
+            return reply.model_copy(update={"message": odd}) if messages[-1].text == "right" else reply
+
+    (report, attempts), _ = run(measure(SUITE, Odd(), out=tmp_path))
+    assert report.reasons["backend_error"] == 2
+    assert "no message" in next(iter(attempts)).error
+    assert report.n == 8
+
+
+class Verbose(Scripted):
+    """Writes 20 kB an answer."""
+
+    def chat(self, messages: Sequence[Message], tools: Sequence[ToolSpec] = (), options: ChatOptions = GREEDY) -> Reply:
+        return Reply(message=Message(role="assistant", text="x" * 20_000), timing=Timing(total_ms=1))
+
+
+def test_what_models_write_is_not_held_in_memory(tmp_path: Path) -> None:
+    def peak(count: int) -> int:
+        suite = Suite(name="s", tasks=tuple(task(f"{count} {i}", WANTED) for i in range(count)))
+        hash(suite.hash)
+        tracemalloc.start()
+        for step, _ in enumerate(steps := measure(suite, Verbose(), out=tmp_path / str(count))):
+            if step == count - 1:
+                break
+        (_, attempts), _ = run(steps)
+        assert sum(len(attempt.messages[0].text) for attempt in attempts) == 20_000 * count
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    few, many = peak(200), peak(1200)
+    assert (many - few) / 1000 < 8000  # bytes an attempt: its verdicts and its place in the file

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -233,12 +234,22 @@ def test_nothing_to_read_is_said_at_once(tmp_path: Path) -> None:
     assert cli.run(["eval", "score", str(empty)]) == EmptyData.exit_code
 
 
-def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+LONG = ("harbour_book", {"name": "x" * 1000})
+MANY = {
+    "there twice": lambda i: made("simple_python_0", LONG),
+    "unknown, each of its own": lambda i: made(f"simple_python_{i + 10}", LONG),
+    "of unknown categories": lambda i: made(f"category {i}_0", LONG),
+    "of other categories": lambda i: made("irrelevance_0", LONG),
+    "malformed": lambda i: f"{{{i}" + "x" * 1000,
+}
+
+
+@pytest.mark.parametrize("row", MANY.values(), ids=MANY)
+def test_memory_does_not_grow_with_the_file(tmp_path: Path, row: Callable[[int], Any]) -> None:
     def peak(n: int) -> int:
-        row = made("simple_python_0", ("harbour_book", {"name": "x" * 1000}))
-        path = rows(tmp_path, *[row] * n)
+        path = rows(tmp_path, *[row(i) for i in range(n)])
         tracemalloc.start()
-        for _ in score_file(path):
+        for _ in score_file(path, "simple_python"):
             pass
         _, most = tracemalloc.get_traced_memory()
         tracemalloc.stop()

@@ -1,20 +1,17 @@
-"""Naming a model to measure: every way to say it, and the script that says it from the command line."""
+"""Naming a model to measure: every way to say it."""
 
 from __future__ import annotations
 
-import importlib.util
-import json
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 from gguf import GGUFWriter
 
-from llm_tuner.evaluation import bfcl, target
+from llm_tuner.evaluation import target
 from llm_tuner.evaluation.target import Located, Target, evaluate, locate, opened
 from llm_tuner.store.suite import Suite
 from llm_tuner.types import (
@@ -25,7 +22,6 @@ from llm_tuner.types import (
     NoCall,
     Reply,
     SetupError,
-    SourceUnreachable,
     Task,
     ToolSpec,
 )
@@ -105,41 +101,3 @@ def test_evaluate_writes_what_it_measured(tmp_path: Path, monkeypatch: pytest.Mo
     assert report.machine["cores"]
     names = {"attempts.jsonl", "report.json", "report.md", "report.html", "measured.json", "suite.jsonl"}
     assert {path.name for path in tmp_path.iterdir()} == names
-
-
-# ---------------------------------------------------------------------------------------------------------- the script
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    path = Path(__file__).parents[2] / "scripts" / "local-llm" / "evaluate_bfcl.py"
-    spec = importlib.util.spec_from_file_location("evaluate_bfcl", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(bfcl, "load", lambda categories, limit, seed: SUITE)
-    monkeypatch.setattr(target, "opened", silent)
-    return module
-
-
-def test_the_script_prints_json_or_markdown(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    assert script.main(["--ollama", "any", "--json"]) == 0
-    captured = capsys.readouterr()
-    assert json.loads(captured.out)["backend"] == "silent"
-    assert "100%" in captured.err
-    assert script.main(["--ollama", "any"]) == 0
-    assert "| rightly called nothing | 100.0 %" in capsys.readouterr().out
-
-
-def test_the_script_ends_with_the_error_s_own_code(
-    script: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert script.main([]) == SetupError.exit_code
-    assert "Say which model" in capsys.readouterr().err
-
-    def unreachable(*_: object) -> Suite:
-        raise SourceUnreachable("no index")
-
-    monkeypatch.setattr(bfcl, "load", unreachable)
-    assert script.main(["--ollama", "any"]) == SourceUnreachable.exit_code

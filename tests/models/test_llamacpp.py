@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import signal
 import subprocess
@@ -250,3 +251,27 @@ def _write_adapter(path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+@pytest.mark.weights
+def test_log_probabilities_are_those_of_the_models_own_distribution(smol_gguf):
+    text = "The capital of France is Paris, 東"
+    with Embedded(smol_gguf, context=256) as embedded:
+        tokens = embedded.tokenize(text)
+        said = embedded.log_probabilities(text)
+        assert len(said) == len(tokens)
+        body = {"n_predict": 1, "temperature": 0, "n_probs": 1 << 20}
+        for place in (5, len(tokens) - 2):  # " Paris"; the first byte of a character
+            before = embedded.tokenize("<|im_start|>") + tokens[:place]
+            answer = httpx2.post(f"{embedded.address}/completion", json={"prompt": before} | body, timeout=120).json()
+            whole = {one["id"]: one["logprob"] for one in answer["completion_probabilities"][0]["top_logprobs"]}
+            assert sum(map(math.exp, whole.values())) == pytest.approx(1, abs=1e-3)
+            assert said[place] == pytest.approx(whole[tokens[place]], abs=1e-3)
+        assert embedded.log_probabilities("The capital of France is") == pytest.approx(said[:5], abs=1e-3)
+        assert embedded.log_probabilities("") == []
+
+
+@pytest.mark.weights
+def test_log_probabilities_of_what_does_not_fit_are_refused(smol_gguf):
+    with Embedded(smol_gguf, context=256) as embedded, pytest.raises(ModelError, match="context of 256"):
+        embedded._log_probability(embedded.tokenize("word " * 300), 1)

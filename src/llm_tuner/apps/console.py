@@ -29,6 +29,18 @@ def out(document: Mapping[str, Any] | list[Any], json: bool, text: Callable[[], 
     print(json_text.dumps(document, ensure_ascii=False, indent=2, default=str) if json else text())
 
 
+def page(text: str) -> str:
+    """Shows a long text in the reader's pager, where there is a terminal; then nothing is left to print."""
+    if not sys.stdout.isatty():
+        return text
+    from rich.console import Console
+
+    console = Console()
+    with console.pager():
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+    return ""
+
+
 def ndjson(document: Mapping[str, Any]) -> str:
     """One line of a stream of JSON documents, in ASCII: nothing in it can break the line or the stream's encoding."""
     return json_text.dumps(document, default=str)

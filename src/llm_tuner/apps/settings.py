@@ -1,4 +1,7 @@
-"""The configuration of a round: TOML file < environment < flags. Unknown keys are errors with a suggestion."""
+"""The configuration of a round: TOML file < environment < flags. Unknown keys are errors with a suggestion.
+
+And the latency targets, which belong to no round: environment < flag.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,8 @@ from llm_tuner.types import SetupError
 ENVIRONMENT = ("name", "base", "hub")
 """Fields that LLM_TUNER_<FIELD> may set."""
 
+LATENCY_TARGETS = "LLM_TUNER_LATENCY_TARGETS"
+
 
 def resolve(file: Path | None, flags: Mapping[str, Any]) -> Tune:
     """The round's configuration. Raises SetupError that names the file, the key and what is wrong with it."""
@@ -28,6 +33,26 @@ def resolve(file: Path | None, flags: Mapping[str, Any]) -> Tune:
     except ValidationError as error:
         problem = error.errors()[0]
         raise SetupError(f"{file or 'The configuration'}: {_words(problem)}") from error
+
+
+def latency_targets(flag: str | None) -> dict[float, float]:
+    """Milliseconds by weights out of billions=milliseconds pairs with commas ("1.5=500,7=2000"): the flag's, else
+    LLM_TUNER_LATENCY_TARGETS, else the project's own. Raises SetupError for anything else."""
+    from llm_tuner.evaluation.latency import TARGETS_MS
+
+    text = flag or os.environ.get(LATENCY_TARGETS, "")
+    if not text:
+        return dict(TARGETS_MS)
+    try:
+        pairs = [(float(size), float(ms)) for size, ms in (part.split("=") for part in text.split(","))]
+    except ValueError:
+        pairs = []
+    if not pairs or not all(0 < number < float("inf") for pair in pairs for number in pair):
+        raise SetupError(
+            f"Latency targets are billions of weights and milliseconds, such as 1.5=500,7=2000 (found {text!r}; from "
+            f"{'--targets' if flag else LATENCY_TARGETS})."
+        )
+    return {size * 1e9: ms for size, ms in pairs}
 
 
 def _file(path: Path) -> dict[str, Any]:

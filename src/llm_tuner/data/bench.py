@@ -24,6 +24,8 @@ SHOWN_ROOT = "/home/dev/work"
 
 RESULT_BYTES = 20_000
 START_SECONDS = 120.0
+RESTARTS = 100
+"""One call that ends a server must not cost all the others."""
 
 
 class Limits(Value):
@@ -68,6 +70,7 @@ def bench(
             start_timeout=START_SECONDS,
             call_timeout=limits.call_seconds,
             max_result_bytes=limits.result_bytes,
+            restarts=RESTARTS,
         )
         with hub:
             yield Bench(box, hub)

@@ -7,12 +7,11 @@ the plan. So nothing is lost, nothing stands twice, and one bad row stops nothin
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
@@ -21,13 +20,16 @@ from queue import SimpleQueue
 
 from pydantic import Field
 
-from llm_tuner.data import rejections
+from llm_tuner.data import card, rejections
 from llm_tuner.data.bench import Bench, Limits, bench, lists_only
+from llm_tuner.data.dataset import MANIFEST, write_manifest
 from llm_tuner.data.drafts import Draft, Impossible, draft
-from llm_tuner.data.examples import REFERENCE
+from llm_tuner.data.examples import REFERENCE, Example
+from llm_tuner.data.overlap import Reference
 from llm_tuner.data.plan import HubMix, Plan, Slot, plan
 from llm_tuner.data.rejections import Rejection
 from llm_tuner.data.schema_values import Unfillable
+from llm_tuner.data.sieve import Sieve
 from llm_tuner.data.verify import format_fault, meaning_fault, rejection
 from llm_tuner.data.writer import Writer
 from llm_tuner.scoring import gold_attempt, score
@@ -53,7 +55,9 @@ from llm_tuner.types import (
     content_hash,
 )
 
-FORMAT = 1
+FORMAT = 2
+JOURNAL, STARTED = ".journal", ".started"
+"""While it is made: every try, a line each; and which build it is."""
 TRIES = 30
 """Tries of one slot before it stays empty; from OTHER_KIND on as a single call."""
 OTHER_KIND = 12
@@ -85,21 +89,23 @@ def build(
     writer: Writer | None = None,
     benches: int = 2,
     limits: Limits | None = None,
+    against: Mapping[str, Iterable[Reference]] | None = None,
 ) -> Generator[Event, None, dict[str, Json]]:
-    """Makes the data set in the folder `out` and returns what its data.json says.
+    """Makes the data set in the folder `out` and returns what its data.json says. `against`: by name, texts that no
+    request may overlap with (a benchmark's).
 
     The same call goes on with a build that was killed, and returns at once where it is done. Raises SetupError where
     the folder holds another data set, ServerStartError where a server does not start.
     """
     clock = time.monotonic()
     listed = lists_only(configs, mix.list_only)
-    done = out / "data.json"
     yield Event(step="synthesize", message="starting the tool servers")
     with ExitStack() as stack:
         first = stack.enter_context(bench(configs, limits=limits))
         specs = first.specs()
         key = content_hash([FORMAT, mix.model_dump(mode="json"), [t.model_dump() for t in specs], bool(available())])
-        key = content_hash([key, writer.name if writer else ""])
+        sieve = Sieve(against)
+        key = content_hash([key, writer.name if writer else "", sieve.sizes])
         if (old := _finished(out, key)) is not None:
             return old
         callable_tools = frozenset(t.name for t in specs if mix.execute and t.server not in listed)
@@ -108,20 +114,21 @@ def build(
         names = frozenset(t.server for t in specs if t.name in callable_tools)
         for _ in range(benches - 1 if callable_tools else 0):
             work.append(stack.enter_context(bench(configs, names, limits)))
-        run = _Build(the_plan, mix, out / "journal.jsonl", callable_tools, work, writer)
+        run = _Build(the_plan, mix, out / JOURNAL, callable_tools, work, writer, sieve)
         run.note_changed_schemas()
         yield from run.go()
-    document = _written(out, key, run, mix, round(time.monotonic() - clock, 1))
-    write_atomic(done, canonical_json(document))
-    (out / "journal.jsonl").unlink(missing_ok=True)
-    (out / "build.json").unlink(missing_ok=True)
+    facts = _written(out, key, run, mix, round(time.monotonic() - clock, 1))
+    card.write(out, (yield from card.describe(out, facts, seed=mix.seed)))
+    document = write_manifest(out, facts)
+    (out / JOURNAL).unlink(missing_ok=True)
+    (out / STARTED).unlink(missing_ok=True)
     return document
 
 
 def _finished(out: Path, key: str) -> dict[str, Json] | None:
     """data.json of this very build; None where there is work to do. SetupError for a folder of another one."""
     out.mkdir(parents=True, exist_ok=True)
-    for name in ("data.json", "build.json"):
+    for name in (MANIFEST, STARTED):
         if (out / name).exists():
             found = read_json(out / name)
             if found.get("key") != key:
@@ -129,9 +136,9 @@ def _finished(out: Path, key: str) -> dict[str, Json] | None:
                     f"{out} holds a data set that was made with other settings, tools or versions ({name}). "
                     "Give another folder, or move this one away."
                 )
-            if name == "data.json":
+            if name == MANIFEST:
                 return dict(found)
-    write_atomic(out / "build.json", canonical_json({"key": key}))
+    write_atomic(out / STARTED, canonical_json({"key": key}))
     return None
 
 
@@ -146,7 +153,9 @@ class _Build:
         callable_tools: frozenset[str],
         work: Sequence[Bench],
         writer: Writer | None,
+        sieve: Sieve,
     ) -> None:
+        self.sieve, self.slots = sieve, {slot.number: slot for slot in the_plan.slots}
         self.plan, self.mix, self.journal, self.work, self.writer = the_plan, mix, journal, work, writer
         self.callable_tools = callable_tools
         self.kept: dict[int, Outcome] = {}
@@ -158,7 +167,7 @@ class _Build:
         for one in work:
             self._free.put(one)
         for outcome in resume_jsonl(journal, Outcome):
-            self._count(outcome)
+            self._count(self._sifted(outcome))
 
     def note_changed_schemas(self) -> None:
         """Tools that another start of the same servers listed otherwise, or no longer."""
@@ -169,13 +178,14 @@ class _Build:
                     self.changed.add(name)
 
     def go(self) -> Generator[Event, None, None]:
-        """Every slot, until it is filled or has had its tries."""
-        waiting = [slot for slot in self.plan.slots if slot.number not in self.kept]
+        """Every slot, until it is filled or has had its tries; the held-out ones first (sieve.py)."""
+        open_ = (slot for slot in self.plan.slots if slot.number not in self.kept)
+        waiting = sorted(open_, key=lambda slot: slot.side == "train")
         with ThreadPoolExecutor(max(1, len(self.work))) as pool:
             while waiting:
                 now, waiting = waiting[:AT_ONCE], waiting[AT_ONCE:]
                 drafted = [self._drafted(slot) for slot in now]
-                for outcome in pool.map(self._outcome, drafted):
+                for outcome in map(self._sifted, pool.map(self._outcome, drafted)):
                     append_jsonl(self.journal, outcome)
                     self._count(outcome)
                 again = [s for s in now if s.number not in self.kept and self.tried[s.number] < TRIES]
@@ -184,6 +194,16 @@ class _Build:
                 yield Event(
                     step="synthesize", message=f"{refused} refused", done=len(self.kept), total=total, unit="task"
                 )  # fmt: skip
+
+    def _sifted(self, outcome: Outcome) -> Outcome:
+        if outcome.attempt is None:
+            return outcome
+        task = _task(self.slots[outcome.number], outcome)
+        refusal = self.sieve.refusal(Example(task, outcome.attempt))
+        if refusal is None:
+            return outcome
+        refusal = refusal.model_copy(update={"source": f"slot {outcome.number}, try {outcome.tries}"})
+        return Outcome(number=outcome.number, tries=outcome.tries, rejection=refusal)
 
     def _count(self, outcome: Outcome) -> None:
         self.tried[outcome.number] = max(self.tried[outcome.number], outcome.tries + 1)
@@ -383,13 +403,10 @@ def _written(out: Path, key: str, run: _Build, mix: HubMix, seconds: float) -> d
             save_suite(Suite(name=side, tasks=of_side), out / f"{side}.jsonl")
     write_jsonl(out / "attempts.jsonl", attempts)
     write_jsonl(out / "rejected.jsonl", run.rejected)
-    names = [
-        name for name in ("train.jsonl", "held-out.jsonl", "attempts.jsonl", "rejected.jsonl") if (out / name).exists()
-    ]
+    refused = rejections.table(run.rejected)
     wanting = [task for task in tasks if task.tags["verified"] != "no call"]
     called = Counter(own for task in tasks for own in _own_names(task))
     return {
-        "format": FORMAT,
         "key": key,
         "config": mix.model_dump(mode="json"),
         "seed": mix.seed,
@@ -411,9 +428,10 @@ def _written(out: Path, key: str, run: _Build, mix: HubMix, seconds: float) -> d
         "calls": dict(called.most_common()),
         "verified": dict(Counter(task.tags["verified"] for task in tasks).most_common()),
         "executed_share": _share(sum(t.tags["verified"] == "executed" for t in wanting), len(wanting)),
-        "rejected": rejections.table(run.rejected),
+        "rejected": refused,
+        "counts": {"rejected": {f"{stage}:{reason}": n for stage, why in refused.items() for reason, n in why.items()}},
+        "against": run.sieve.sizes,
         "writer": run.writer.counts() if run.writer else {},
-        "files": {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in names},
         "seconds": seconds,
     }
 

@@ -14,7 +14,8 @@ from llm_tuner.types import Value
 
 Stage = Literal["read", "format", "execution", "meaning", "duplicate", "overlap", "quarantine", "licence"]
 """Where an example fell: reading its line; the tool's schema; the real server; request and call determine each other;
-the same example again; too close to a benchmark or to the held-out side; instructions in untrusted text; its licence."""
+the same example again; too close to a benchmark or to the held-out side; instructions in untrusted text; its
+licence."""
 
 
 class Rejection(Value):

@@ -192,7 +192,7 @@ def task(row: Row, answers: Sequence[Answer], category: str) -> Task:
 def tool(document: Mapping[str, Any]) -> ToolSpec:
     """BFCL's function document as a tool with a JSON Schema."""
     parameters = json_schema(document["parameters"]) | {"type": "object"}
-    return ToolSpec(name=_name(document["name"]), description=document["description"], parameters=parameters)
+    return ToolSpec(name=offered_name(document["name"]), description=document["description"], parameters=parameters)
 
 
 def _source_tool(document: Mapping[str, Any], language: str) -> ToolSpec:
@@ -201,7 +201,7 @@ def _source_tool(document: Mapping[str, Any], language: str) -> ToolSpec:
     described = {name: _described(words, language) for name, words in parameters["properties"].items()}
     schema = {key: value for key, value in parameters.items() if key != "optional"}
     return ToolSpec(
-        name=_name(document["name"]),
+        name=offered_name(document["name"]),
         description=document["description"] + _HINT[language],
         parameters=schema | {"type": "object", "properties": described},
     )
@@ -245,7 +245,9 @@ def _expectation(row: Row, answers: Sequence[Answer], category: str) -> Expectat
         return AnyCall()
     calls = [
         AllowedCall(
-            name=_name(name), arguments=dict(arguments), source_types=_source_types(row, name, arguments, category)
+            name=offered_name(name),
+            arguments=dict(arguments),
+            source_types=_source_types(row, name, arguments, category),
         )
         for answer in answers
         for name, arguments in answer.items()
@@ -266,7 +268,8 @@ def _source_type(words: Mapping[str, Any], language: str) -> tuple[str, ...]:
     return (language, words["type"], items) if items else (language, words["type"])
 
 
-def _name(name: str) -> str:
+def offered_name(name: str) -> str:
+    """The name under which a function is offered: dots, which chat APIs refuse, are underscores."""
     return name.replace(".", "_")
 
 

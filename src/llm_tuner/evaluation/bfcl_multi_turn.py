@@ -23,15 +23,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llm_tuner.evaluation import bfcl
+from llm_tuner.evaluation.asking import stop_if_unreachable
+from llm_tuner.evaluation.attempts import Attempts
 from llm_tuner.evaluation.bfcl_environment import Environment, EnvironmentLost, fetch
 from llm_tuner.evaluation.intervals import rate
-from llm_tuner.evaluation.measure import ATTEMPTS, attempts_kept, latency, stop_if_unreachable
+from llm_tuner.evaluation.measure import latency
 from llm_tuner.evaluation.render import Failure, write
 from llm_tuner.evaluation.target import Target, locate, opened
 from llm_tuner.evaluation.wording import Language
 from llm_tuner.models.resources import machine
 from llm_tuner.scoring import Reading
-from llm_tuner.store import append_jsonl
 from llm_tuner.types import (
     Attempt,
     Backend,
@@ -464,20 +465,21 @@ def measure(
         "bfcl": bfcl.VERSION,
         "reading": reading,
     }
-    kept = attempts_kept(out, identity) if out is not None else {}
+    attempts = Attempts(out, identity)
     marks: dict[str, Mark] = {}
     failed: list[Failure] = []
     errors: list[ModelError] = []
     for entry in sorted(entries, key=lambda e: e.classes):  # tools in common, one after the other: the cache has them
-        attempt = kept.pop(entry.id, None)
-        fresh = attempt is None
-        if attempt is None:
+        fresh = entry.id not in attempts
+        if fresh:
             attempt, error = converse(entry, backend, environment, options=options, reading=reading)
             errors = [*errors, error] if error is not None else []
+        else:
+            attempt = attempts[entry.id]
         mark = judge(entry, attempt, environment, reading=reading)
         marks[entry.id] = mark
         if fresh and out is not None:
-            append_jsonl(out / ATTEMPTS, attempt.model_copy(update={"verdict": mark.verdict}))
+            attempts.add(attempt.model_copy(update={"verdict": mark.verdict}))
         if not mark.verdict.ok and len(failed) < _SHOWN_FAILURES:
             failed.append(_failure(entry, attempt, mark.verdict, reading))
         yield _event(marks.values(), mark, len(entries))
@@ -540,7 +542,7 @@ def evaluate(
     yield from bfcl.fetch()
     entries = load(category, bundle.documents, limit, seed)
     located = yield from locate(target.model_copy(update={"context": max(target.context, CONTEXT)}))
-    with opened(located) as backend, Environment(bundle) as environment:
+    with opened(located, slots=1) as backend, Environment(bundle) as environment:
         report, failed = yield from measure(
             entries,
             backend,

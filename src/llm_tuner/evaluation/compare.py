@@ -14,14 +14,15 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
+from llm_tuner.evaluation.attempts import ATTEMPTS
 from llm_tuner.evaluation.counts import servers_of, tools_of
 from llm_tuner.evaluation.details import Entry, cut, entry
 from llm_tuner.evaluation.intervals import METRICS, Metric, Paired, common, paired
-from llm_tuner.evaluation.measure import ATTEMPTS
+from llm_tuner.evaluation.perplexity import TextChange, compare_texts
 from llm_tuner.scoring import Reading
 from llm_tuner.store import Store, read_jsonl
 from llm_tuner.store import suite as suites
-from llm_tuner.types import Attempt, DataError, Report, Task, Value, Verdict
+from llm_tuner.types import Attempt, DataError, Perplexity, Report, Task, Value, Verdict
 
 REPORT, SUITE = "report.json", "suite.jsonl"
 LONGEST_DETAIL = 300
@@ -37,6 +38,9 @@ class Part(NamedTuple):
     report: Report
     folder: Path
     tasks: Path | None
+
+
+_TIMED_BY = ("cpu", "cores", "gpu", "threads", "runtime", "requests_at_a_time")
 
 
 class Side(Value):
@@ -87,7 +91,8 @@ class Comparison(Value):
 
     `groups[dimension][value]` is the change of `ok` in a part of them; `broke` and `mended` count flipped tasks by
     `reason` (of the wrong answer), `tool` and `server`; all of these, and the flips, by the `reading` that was asked
-    for. `notes` are sentences about what limits the comparison.
+    for. `texts` are the changes of bits a byte, where both sides read the same text. `notes` are sentences about what
+    limits the comparison.
     """
 
     before: Side
@@ -102,11 +107,19 @@ class Comparison(Value):
     mended: dict[str, dict[str, int]]
     flips: tuple[Flip, ...]
     times: Times
+    texts: tuple[TextChange, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
     def regressions(self) -> tuple[Change, ...]:
         return tuple(change for change in self.changes if change.regression)
+
+    @property
+    def worse(self) -> tuple[str, ...]:
+        """The names of everything that decides and is worse beyond its interval: metrics, and "bits_per_byte" of the
+        whole text (of its kinds, as of groups, some lie beyond by chance)."""
+        text = [change for change in self.texts[:1] if change.regression]
+        return (*(change.metric for change in self.regressions), *("bits_per_byte" for _ in text))
 
 
 def open_parts(which: str, store: Store | None = None, only: str = "") -> tuple[Part, ...]:
@@ -149,6 +162,7 @@ def compare(
     tasks = _tasks((*after, *before), ids)
     where = {id_: part.name for part in before for id_ in part.report.verdicts}
     flips, times = _flips(_Pair(old, new, tuple(before), tuple(after)), tasks, where, most_flips)
+    texts, of_texts = _texts(before, after)
     return Comparison(
         before=_side(before, old),
         after=_side(after, new),
@@ -162,7 +176,8 @@ def compare(
         mended=_tally(tasks, (flip for flip in flips if flip.gained)),
         flips=flips,
         times=times,
-        notes=tuple(_notes(old, new, ids, tasks, flips, times)),
+        texts=texts,
+        notes=(*_notes(old, new, ids, tasks, flips, times), *of_texts),
     )
 
 
@@ -358,12 +373,31 @@ def _tally(tasks: Mapping[str, Task], flips: Iterable[Flip]) -> dict[str, dict[s
 
 
 def _times(old: Report, new: Report, before: Mapping[str, float], after: Mapping[str, float]) -> Times:
-    same = all(old.machine.get(key) == new.machine.get(key) for key in ("cpu", "cores", "gpu"))
+    same = all(old.machine.get(key) == new.machine.get(key) for key in _TIMED_BY)
     both = before.keys() & after.keys()
     if not both:
         return Times(n=0, same_machine=same)
     first, second = median(before[id_] for id_ in both), median(after[id_] for id_ in both)
     return Times(n=len(both), before_p50_ms=first, after_p50_ms=second, ratio=second / first, same_machine=same)
+
+
+def _texts(before: Sequence[Part], after: Sequence[Part]) -> tuple[tuple[TextChange, ...], list[str]]:
+    """What changed of the perplexity, and what is to be said where it cannot be compared."""
+    sides = {name: _perplexity(parts) for name, parts in (("before", before), ("after", after))}
+    if not any(sides.values()):
+        return (), []
+    notes = [f"Perplexity of {name}: {found.why if found else 'not in the report.'}" for name, found in sides.items()]
+    missing = [note for note, found in zip(notes, sides.values(), strict=True) if found is None or found.why]
+    old, new = sides["before"], sides["after"]
+    if missing or old is None or new is None:
+        return (), missing
+    if old.text != new.text:
+        return (), ["The two sides read different texts: their perplexities are not compared."]
+    return compare_texts(old, new), []
+
+
+def _perplexity(parts: Sequence[Part]) -> Perplexity | None:
+    return next((part.report.perplexity for part in parts if part.report.perplexity), None)
 
 
 def _side(parts: Sequence[Part], together: Report) -> Side:
@@ -387,9 +421,12 @@ def _notes(
             yield f"{left_out} of {len(report.verdicts)} tasks of {name} have no partner and were left out."
     if not (_readings_kept(old) and _readings_kept(new)):
         yield "A report of an earlier version lacks the lenient reading: only the native one is compared."
+    for name, report in (("before", old), ("after", new)):
+        if failed := sum(report.verdicts[id_].reason == "backend_error" for id_ in ids):
+            yield f"{failed} of {len(ids)} requests of {name} failed and count as wrong: not the model's doing."
     if missing := len(ids - tasks.keys()):
         yield f"The tasks of {missing} verdicts were not kept ({SUITE}): their tools and requests are not shown."
     if without := sum(flip.before is None or flip.after is None for flip in flips):
         yield f"{without} of {len(flips)} flipped tasks are shown without their attempts."
     if not times.same_machine:
-        yield "The two sides ran on different machines: their latencies say little about the models."
+        yield "The two sides ran on different machines or under other loads: their times say little about the models."

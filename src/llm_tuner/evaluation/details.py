@@ -100,33 +100,46 @@ def details(tasks: Iterable[Task], attempts: Iterable[Attempt], room: int = PAGE
     """The attempts at these tasks, by the reason of their own verdict; as many texts as fit into `room` characters,
     one of each reason after the other, failed ones first."""
     known = {task.id: task for task in tasks}
-    by_reason: dict[str, list[tuple[Task, Attempt]]] = {}
+    shelves: dict[str, _Shelf] = {}
     taken: list[float] = []
     for attempt in attempts:
         if attempt.task_id not in known or attempt.verdict is None:
             continue
-        by_reason.setdefault(attempt.verdict.reason, []).append((known[attempt.task_id], attempt))
+        shelves.setdefault(attempt.verdict.reason, _Shelf(room)).put(known[attempt.task_id], attempt)
         if not attempt.error and attempt.timing.total_ms > 0:
             taken.append(attempt.timing.total_ms)
-    return Details(sections=tuple(_sections(by_reason, room)), histogram=histogram(taken))
+    return Details(sections=tuple(_sections(shelves, room)), histogram=histogram(taken))
 
 
-def _sections(by_reason: Mapping[str, Sequence[tuple[Task, Attempt]]], room: int) -> Iterator[Section]:
-    order = sorted(by_reason, key=lambda reason: (reason == "ok", -len(by_reason[reason])))
+class _Shelf:
+    """The attempts with one reason: all are counted, so many are held as a page could show if it had no others."""
+
+    def __init__(self, room: int) -> None:
+        self.n, self.held, self._room = 0, list[Entry](), room
+
+    def put(self, task: Task, attempt: Attempt) -> None:
+        self.n += 1
+        if self._room > 0:
+            self.held.append(made := entry(task, attempt))
+            self._room -= made.size
+
+
+def _sections(shelves: Mapping[str, _Shelf], room: int) -> Iterator[Section]:
+    order = sorted(shelves, key=lambda reason: (reason == "ok", -shelves[reason].n))
     shown: dict[str, list[Entry]] = {reason: [] for reason in order}
     failed = [reason for reason in order if reason != "ok"]
     for reasons in (failed, [reason for reason in order if reason == "ok"]):
-        open_ = {reason: iter(by_reason[reason]) for reason in reasons}
+        open_ = {reason: iter(shelves[reason].held) for reason in reasons}
         while open_ and room > 0:
             for reason in list(open_):
-                pair = next(open_[reason], None)
-                if pair is None or room <= 0:
+                made = next(open_[reason], None)
+                if made is None or room <= 0:
                     del open_[reason]
                     continue
-                shown[reason].append(made := entry(*pair))
+                shown[reason].append(made)
                 room -= made.size
     for reason in order:
-        yield Section(reason=reason, n=len(by_reason[reason]), shown=tuple(shown[reason]))
+        yield Section(reason=reason, n=shelves[reason].n, shown=tuple(shown[reason]))
 
 
 def entry(task: Task, attempt: Attempt, verdict: Verdict | None = None) -> Entry:
@@ -155,6 +168,8 @@ def histogram(values: Sequence[float], bars: int = BARS) -> tuple[Bar, ...]:
     if not values or min(values) <= 0 or min(values) == max(values):
         return ()
     low, step = math.log(min(values)), (math.log(max(values)) - math.log(min(values))) / bars
+    if not step:  # as good as equal
+        return ()
     counts = [0] * bars
     for value in values:
         counts[min(bars - 1, int((math.log(value) - low) / step))] += 1

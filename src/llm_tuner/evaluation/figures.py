@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from llm_tuner.evaluation.counts import BROKEN, NO_ANSWER, NOTHING, SEVERAL, UNKNOWN
 from llm_tuner.evaluation.details import Bar
@@ -12,6 +12,7 @@ from llm_tuner.types import Report
 
 if TYPE_CHECKING:
     from llm_tuner.evaluation.compare import Change
+    from llm_tuner.evaluation.latency import Load, Spread
 
 Curve = Sequence[tuple[int, float]]
 
@@ -146,3 +147,38 @@ def differences(changes: Sequence[Change], words: dict[str, str]) -> dict[str, A
     ]
     ticks = [(x(share), points(share)) for share in (-reach, 0.0, reach)]
     return {"rows": rows, "ticks": ticks, "zero": x(0), "height": 26 * len(rows) + 24}
+
+
+class SpreadLine(NamedTuple):
+    """One load's percentiles in the picture's coordinates."""
+
+    y: int
+    load: Load
+    at: list[float]
+    spread: Spread
+
+
+class Spreads(NamedTuple):
+    """The spreads of some loads on one axis that begins at 0; `ticks` are (x, label in ms)."""
+
+    rows: list[SpreadLine]
+    ticks: list[tuple[float, str]]
+    height: int
+
+
+def spreads(loads: Sequence[Load], of: Literal["first_token", "total"]) -> Spreads | None:
+    """Median, 95th and 99th percentile of each load, in milliseconds; None where no load has them."""
+    found = [
+        (load, getattr(load, of), [getattr(load, of).p50, getattr(load, of).p95, getattr(load, of).p99])
+        for load in loads
+    ]
+    known = [(load, spread, ends) for load, spread, ends in found if None not in ends]
+    if not known:
+        return None
+    most = max(ends[-1] for _, _, ends in known) or 1.0
+    rows = [
+        SpreadLine(14 + 26 * place, load, [160 + 500 * ms / most for ms in ends], spread)
+        for place, (load, spread, ends) in enumerate(known)
+    ]
+    ticks = [(160.0 + 125.0 * part, number(most * part / 4)) for part in range(5)]
+    return Spreads(rows, ticks, 26 * len(rows) + 24)

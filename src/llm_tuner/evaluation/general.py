@@ -1,8 +1,8 @@
-"""A small check of general skill: short questions about code, each with one exact answer. No tools are offered.
+"""A small check of general skill: short questions about code, each with one exact answer, and the perplexity of a text.
 
-Not a benchmark, and it executes nothing: the answer's text is compared. The rule it protects: a model that was tuned
-to call tools is not promoted for calls while it forgets the rest unnoticed. Forty questions show a collapse, not a
-scratch: the interval says how little they can tell.
+Not a benchmark, and it executes nothing: the answer's text is compared, and no tools are offered. The rule it protects:
+a model that was tuned to call tools is not promoted for calls while it forgets the rest unnoticed. Forty questions show
+a collapse, the perplexity shows a scratch.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import ast
 import json
 import re
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from importlib import resources
 from pathlib import Path
 
 from llm_tuner.evaluation.details import details
 from llm_tuner.evaluation.intervals import rate
 from llm_tuner.evaluation.measure import measure
+from llm_tuner.evaluation.perplexity import measure_perplexity
 from llm_tuner.evaluation.render import failures, write
 from llm_tuner.evaluation.target import Target, locate, opened
 from llm_tuner.models.resources import machine
@@ -30,6 +31,9 @@ RULES = "general"
 
 _MAX_TOKENS = 48
 _LONGEST = 400
+_ANSWER_IS = re.compile(r"\b(?:answer|result|output)(?: is\b|:)", re.IGNORECASE)
+_EVALUATES_TO = re.compile(r"\bevaluates? to\b", re.IGNORECASE)
+_GOES_ON = re.compile(r"\.(?=\s|$)|,? (?=(?:which|because|since|as|so)\b)|;")
 _ASK = "Answer with the value only, no explanation."
 
 
@@ -55,7 +59,7 @@ def _tasks(text: str) -> Iterator[Task]:
 
 
 def general(target: Target, *, out: Path | None = None) -> Generator[Event, None, Report]:
-    """Ask all questions; with `out` keep attempts and write the report, as every measurement does.
+    """Ask all questions, then measure the perplexity; with `out` keep both and write the report.
 
     A second call with the same `out` goes on where the first one stopped.
     """
@@ -65,7 +69,8 @@ def general(target: Target, *, out: Path | None = None) -> Generator[Event, None
         measured, attempts = yield from measure(
             suite, backend, options=options, out=out, machine=machine(), sha256=located.sha256, judge=judge
         )
-    report = _report(measured, suite, attempts)
+        perplexity = yield from measure_perplexity(backend, out=out)
+    report = _report(measured, suite, attempts).model_copy(update={"perplexity": perplexity})
     if out is not None:
         save(suite, out / "suite.jsonl")
         write(out, report, failures(suite, attempts), details=details(suite.tasks, attempts))
@@ -90,7 +95,7 @@ def judge(task: Task, attempt: Attempt) -> Verdict:
     )
 
 
-def _report(measured: Report, suite: Suite, judged: list[Attempt]) -> Report:
+def _report(measured: Report, suite: Suite, judged: Iterable[Attempt]) -> Report:
     verdicts = {attempt.task_id: attempt.verdict for attempt in judged if attempt.verdict is not None}
     reasons = [verdict.reason for verdict in verdicts.values()]
     categories: dict[str, list[bool]] = {}
@@ -109,17 +114,35 @@ def _report(measured: Report, suite: Suite, judged: list[Attempt]) -> Report:
 
 
 def _readings(text: str) -> Iterator[str]:
-    """The places in an answer where the value may stand."""
+    """The places in an answer where the value may stand. Where it says what the answer is, only there: the reasons that
+    follow speak of other values, too."""
     yield text
+    if stated := _stated(text):
+        yield from stated
+        return
     yield from re.findall(r"```\w*\n(.*?)```", text, flags=re.DOTALL)[-1:]
     yield from re.findall(r"`([^`\n]+)`", text)[-1:]
     if lines := text.strip().splitlines():
+        yield lines[0]  # the value, then an explanation that nobody asked for
         yield lines[-1]
-        yield re.split(r":| is | to | = ", lines[-1])[-1]
+        yield re.split(r":| is | to | = | equals | returns | prints | gives ", lines[-1])[-1]
+
+
+def _stated(text: str) -> list[str]:
+    """What follows the last "the answer is", or else the first "evaluates to": marked as code, or up to where the
+    sentence goes on."""
+    found = _ANSWER_IS.split(text)[1:][-1:] or _EVALUATES_TO.split(text, maxsplit=1)[1:]
+    if not found:
+        return []
+    rest = found[0].lstrip(": \n")
+    if code := re.match(r"```\w*\n(.*?)```|`([^`\n]+)`", rest, flags=re.DOTALL):
+        return [code[1] or code[2]]
+    line = rest.partition("\n")[0]
+    return [line, *(line[: cut.start()] for cut in _GOES_ON.finditer(line))]
 
 
 def _same(said: str, expected: str) -> bool:
-    said = said.strip().strip("`").strip()
+    said = said.strip().strip("`*").strip()
     for form in (said, said.removesuffix(".")):
         if form == expected or (_value(form) is not None and _value(form) == _value(expected)):
             return True

@@ -141,6 +141,19 @@ def newcombe(both: int, gained: int, lost: int, neither: int) -> tuple[float, fl
     return difference - math.sqrt(max(0.0, down_up)), difference + math.sqrt(max(0.0, over_under))
 
 
+def student(freedom: int) -> float:
+    """The 97.5 % point of Student's t (Abramowitz and Stegun 1964, 26.7.5): to 0.2 % from 3 degrees of freedom on, and
+    11 % too small for one."""
+    z, n = Z95, freedom
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + sum(term / float(n**power) for power, term in enumerate(terms, 1))
+
+
 def _phi(both: int, gained: int, lost: int, neither: int) -> float:
     margins = (both + gained) * (lost + neither) * (both + lost) * (gained + neither)
     if margins == 0:

@@ -8,25 +8,24 @@ stopped.
 from __future__ import annotations
 
 import re
-import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from statistics import median, quantiles
 from typing import NamedTuple
 
+from llm_tuner.evaluation.asking import PATIENCE, Question, answered, stop_if_unreachable
+from llm_tuner.evaluation.attempts import Attempts, Judged
 from llm_tuner.evaluation.counts import confusion, offered, schema_valid, servers_of, tokens, tools_of
 from llm_tuner.evaluation.intervals import rate
 from llm_tuner.scoring import Rules, made_calls, score, wants_call
-from llm_tuner.store import append_jsonl, resume_jsonl, write_atomic
-from llm_tuner.store.suite import Suite, catalogue_key
+from llm_tuner.store.suite import Suite
 from llm_tuner.types import (
     GREEDY,
     Attempt,
     Backend,
     ChatOptions,
-    CorruptModel,
-    DataError,
     EmptyData,
     Event,
     Json,
@@ -34,19 +33,11 @@ from llm_tuner.types import (
     ModelError,
     Rate,
     Report,
-    RuntimeUnavailable,
-    SourceUnreachable,
+    SetupError,
     Task,
-    UnknownModel,
     Verdict,
-    canonical_json,
 )
 
-ATTEMPTS = "attempts.jsonl"
-PATIENCE = 3
-"""So many equal errors in a row of a backend that cannot be reached end the measurement."""
-
-_UNREACHABLE = (RuntimeUnavailable, SourceUnreachable, UnknownModel, CorruptModel)
 _MOST_VALUES = 16  # a tag with more values, or another one for every task, names tasks: it does not group them
 _FIXED = ("language", "category", "server")
 
@@ -78,42 +69,104 @@ def measure(
     machine: Mapping[str, str] | None = None,
     sha256: str = "",
     judge: Callable[[Task, Attempt], Verdict] | None = None,
-) -> Generator[Event, None, tuple[Report, list[Attempt]]]:
+    at_a_time: int = 1,
+) -> Generator[Event, None, tuple[Report, Judged]]:
     """Ask the backend every task of the suite; return the report and the attempts in the suite's order.
 
-    One event a task; its `data` holds the task's id, the verdict's reason and the running rates (0..1). With `out` the
-    attempts are appended to `out/attempts.jsonl`, and those already there are not asked again (failed ones are). A task
-    that stands twice in the suite is asked once. A ModelError becomes an attempt with its `error`; the same error of a
-    backend that cannot be reached three times in a row is raised. `sha256` is the model file's. `judge` gives the
-    attempts' verdicts in the place of `score`; the report is about calls all the same.
-
-    Raises EmptyData for a suite without tasks, DataError where `out` holds another backend's attempts.
+    As `measure_all` with one suite, whose `out` is the folder itself.
     """
-    if not suite.tasks:
-        raise EmptyData(f'The suite "{suite.name}" holds no task: there is nothing to measure.')
-    kept = (
-        attempts_kept(out, {"model": sha256 or backend.name, "options": options.model_dump()})
-        if out is not None
-        else {}
+    (measured,) = yield from measure_all(
+        (suite,),
+        backend,
+        options=options,
+        rules=rules,
+        outs=(out,),
+        machine=machine,
+        sha256=sha256,
+        judge=judge,
+        at_a_time=at_a_time,
     )
-    attempts: dict[str, Attempt] = {}
-    running: Counter[str] = Counter()
-    errors: list[ModelError] = []
-    tasks = _in_cache_order(suite.tasks)
-    for task in tasks:
-        attempt, fresh = kept.get(task.id), task.id not in kept
-        if attempt is None:
-            attempt, error = _ask(task, backend, options)
-            errors = [*errors, error] if error is not None else []
-        verdict = judge(task, attempt) if judge is not None else score(task, attempt, rules=rules)
-        attempts[task.id] = attempt.model_copy(update={"verdict": verdict})
-        if fresh and out is not None:
-            append_jsonl(out / ATTEMPTS, attempts[task.id])
-        running.update(ok=int(verdict.ok), selection=int(verdict.selection_ok), parameters=int(verdict.parameters_ok))
-        yield _event(task, verdict, running, len(attempts), len(tasks))
+    return measured
+
+
+def measure_all(
+    suites: Sequence[Suite],
+    backend: Backend,
+    *,
+    options: ChatOptions = GREEDY,
+    rules: Rules = "strict",
+    outs: Sequence[Path | None] = (),
+    machine: Mapping[str, str] | None = None,
+    sha256: str = "",
+    judge: Callable[[Task, Attempt], Verdict] | None = None,
+    at_a_time: int = 1,
+    served: str = "",
+) -> Generator[Event, None, list[tuple[Report, Judged]]]:
+    """Ask the backend every task of every suite; return a report for each, with its attempts in the suite's order.
+
+    One event a task; its `data` holds the task's id, its suite, the verdict's reason and the running rates (0..1). With
+    a folder in `outs`, suite by suite, its attempts are appended to `attempts.jsonl` there, and those already there are
+    not asked again (failed ones are). A task that stands twice in a suite is asked once. A ModelError becomes an
+    attempt with its `error`; the same error of a backend that cannot be reached three times in a row is raised.
+    `sha256` is the model file's; where there is no file of ours, `served` names the model beyond doubt (a digest, an
+    address), so that a folder is not gone on with by another one. `judge` gives the attempts' verdicts in the place of
+    `score`; the report is about calls all the same.
+
+    The tasks of all suites are asked in the order of their tools, so that each request shares as much of its prompt as
+    possible with the one before, and the runtime's prompt cache has it; `at_a_time` requests are sent at a time, for
+    servers with so many slots. What is reported does not depend on the order, but times include what a request waited
+    for the others.
+
+    Raises EmptyData for a suite without tasks, DataError where a folder holds another backend's attempts, SetupError
+    for less than one request at a time.
+    """
+    for suite in suites:
+        if not suite.tasks:
+            raise EmptyData(f'The suite "{suite.name}" holds no task: there is nothing to measure.')
+    if at_a_time < 1:
+        raise SetupError(f"{at_a_time} requests at a time measure nothing. Send at least 1.")
+    identity: dict[str, Json] = {"model": sha256 or served or backend.name, "options": options.model_dump()}
+    told = dict(machine or {}) | ({"requests_at_a_time": str(at_a_time)} if at_a_time > 1 else {})
+    decide = judge or (lambda task, attempt: score(task, attempt, rules=rules))
+    parts = [_Part(suite, Attempts(out, identity), decide) for suite, out in zip_longest(suites, outs[: len(suites)])]
+    running, total, errors = Counter[str](), sum(len(part.tasks) for part in parts), list[ModelError]()
+    for part in parts:
+        for attempt in part.attempts.several([id_ for id_ in part.tasks if id_ in part.attempts]):
+            yield _event(part, part.judge(attempt), running, total)
+    missing = [
+        Question(number, task)
+        for number, part in enumerate(parts)
+        for task in part.tasks.values()
+        if task.id not in part.attempts
+    ]
+    for question, attempt, error in answered(missing, backend, options, at_a_time):
+        part = parts[question.suite]
+        verdict = part.judge(attempt)
+        part.attempts.add(attempt.model_copy(update={"verdict": verdict}))
+        yield _event(part, verdict, running, total)
+        errors = [*errors[-PATIENCE:], error] if error is not None else []
         stop_if_unreachable(errors)
-    ordered = [attempts[id_] for id_ in dict.fromkeys(task.id for task in suite.tasks)]
-    return tally(suite, ordered, backend=backend.name, rules=rules, machine=machine, sha256=sha256), ordered
+    found = []
+    for part in parts:
+        ordered = part.attempts.judged({id_: part.verdicts[id_] for id_ in part.tasks})
+        report = tally(part.suite, ordered, backend=backend.name, rules=rules, machine=told, sha256=sha256)
+        found.append((report, ordered))
+    return found
+
+
+class _Part:
+    """One of the suites while it is measured."""
+
+    def __init__(self, suite: Suite, attempts: Attempts, decide: Callable[[Task, Attempt], Verdict]) -> None:
+        self.suite, self.attempts, self._decide = suite, attempts, decide
+        self.tasks = {task.id: task for task in suite.tasks}
+        self.verdicts: dict[str, Verdict] = {}
+        self.last = ""
+
+    def judge(self, attempt: Attempt) -> Verdict:
+        self.last = attempt.task_id
+        self.verdicts[self.last] = self._decide(self.tasks[self.last], attempt)
+        return self.verdicts[self.last]
 
 
 def tally(
@@ -125,7 +178,8 @@ def tally(
     machine: Mapping[str, str] | None = None,
     sha256: str = "",
 ) -> Report:
-    """Judge attempts again and add them up. Attempts at tasks outside the suite do not count.
+    """Judge attempts again and add them up. Attempts at tasks outside the suite do not count. `attempts` is gone
+    through several times: not an iterator.
 
     Rates: `native_rate` (calls were wanted and the runtime surfaced one), `selection`, `parameters` and both with
     `_lenient` over the tasks that want a call; `parameters_given_selection` over those with the right selection;
@@ -136,8 +190,11 @@ def tally(
     16 values and repeats one.
     """
     tasks = {task.id: task for task in suite.tasks}
-    known = [attempt for attempt in attempts if attempt.task_id in tasks]
-    marks = [_mark(tasks[attempt.task_id], attempt, rules) for attempt in known]
+
+    def known() -> Iterator[Attempt]:
+        return (attempt for attempt in attempts if attempt.task_id in tasks)
+
+    marks = [_mark(tasks[attempt.task_id], attempt, rules) for attempt in known()]
     return Report(
         suite=suite.name,
         suite_hash=suite.hash,
@@ -145,9 +202,9 @@ def tally(
         n=len(marks),
         rates=_rates(marks),
         groups=_groups(marks),
-        latency=latency(known),
-        tokens=tokens(known),
-        confusion=confusion((tasks[attempt.task_id], attempt) for attempt in known),
+        latency=latency(known()),
+        tokens=tokens(known()),
+        confusion=confusion((tasks[attempt.task_id], attempt) for attempt in known()),
         rules=rules,
         reasons=dict(Counter(mark.native.reason for mark in marks).most_common()),
         verdicts={mark.task.id: mark.native for mark in marks},
@@ -158,15 +215,19 @@ def tally(
     )
 
 
-def latency(attempts: Sequence[Attempt]) -> Latency:
+def latency(attempts: Iterable[Attempt]) -> Latency:
     """End-to-end times of the attempts that got an answer."""
-    answered = [attempt for attempt in attempts if not attempt.error and attempt.timing.total_ms > 0]
-    totals = [attempt.timing.total_ms for attempt in answered]
-    firsts = [a.timing.first_token_ms for a in answered if a.timing.first_token_ms is not None]
-    clocked = [(a.usage.completion_tokens, a.timing.generate_ms) for a in answered if a.timing.generate_ms]
+    times = [
+        (timing.total_ms, timing.first_token_ms, timing.generate_ms, attempt.usage.completion_tokens)
+        for attempt in attempts
+        if not attempt.error and (timing := attempt.timing).total_ms > 0
+    ]
+    totals = [total for total, _, _, _ in times]
+    firsts = [first for _, first, _, _ in times if first is not None]
+    clocked = [(tokens, ms) for _, _, ms, tokens in times if ms]
     seconds = sum(ms for _, ms in clocked) / 1000
     return Latency(
-        n=len(answered),
+        n=len(times),
         p50_ms=median(totals) if totals else None,
         p95_ms=percentile(totals, 95),
         p99_ms=percentile(totals, 99),
@@ -178,51 +239,13 @@ def latency(attempts: Sequence[Attempt]) -> Latency:
 # -------------------------------------------------------------------------------------------------------------- asking
 
 
-def _in_cache_order(tasks: Iterable[Task]) -> list[Task]:
-    """Tasks of one catalogue follow each other: the runtime then keeps the catalogue's part of the prompt."""
-    by_catalogue: dict[str, dict[str, Task]] = defaultdict(dict)
-    for task in tasks:
-        by_catalogue[catalogue_key(task.tools)][task.id] = task
-    return [task for group in by_catalogue.values() for task in group.values()]
-
-
-def _ask(task: Task, backend: Backend, options: ChatOptions) -> tuple[Attempt, ModelError | None]:
-    start = time.perf_counter()
-    try:
-        reply = backend.chat(task.messages, task.tools, options)
-    except ModelError as error:
-        return Attempt(task_id=task.id, backend=backend.name, error=str(error) or type(error).__name__), error
-    timing = reply.timing
-    if timing.total_ms == 0:
-        timing = timing.model_copy(update={"total_ms": (time.perf_counter() - start) * 1000})
-    message, usage = reply.message, reply.usage
-    return Attempt(task_id=task.id, backend=backend.name, messages=(message,), usage=usage, timing=timing), None
-
-
-def stop_if_unreachable(errors: Sequence[ModelError]) -> None:
-    """Raises the last error where a backend that cannot be reached gave it PATIENCE times in a row."""
-    last = errors[-PATIENCE:]
-    if len(last) == PATIENCE and isinstance(last[0], _UNREACHABLE) and len({(type(e), str(e)) for e in last}) == 1:
-        raise last[-1]
-
-
-def _event(task: Task, verdict: Verdict, running: Counter[str], done: int, total: int) -> Event:
-    data: dict[str, Json] = {"task": task.id, "reason": verdict.reason}
+def _event(part: _Part, verdict: Verdict, running: Counter[str], total: int) -> Event:
+    running.update(n=1, ok=int(verdict.ok), selection=int(verdict.selection_ok), parameters=int(verdict.parameters_ok))
+    done = running["n"]
+    data: dict[str, Json] = {"task": part.last, "suite": part.suite.name, "reason": verdict.reason}
     data |= {name: running[name] / done for name in ("ok", "selection", "parameters")}
     message = f"{running['ok']} of {done} right"
     return Event(step="measure", message=message, done=done, total=total, unit="tasks", data=data)
-
-
-def attempts_kept(out: Path, identity: dict[str, Json]) -> dict[str, Attempt]:
-    """Attempts of an earlier, stopped measurement of the same model with the same options: what a name stands for may
-    have changed since. Those that failed are asked again."""
-    note = out / "measured.json"
-    attempts = resume_jsonl(out / ATTEMPTS, Attempt)
-    if not attempts:
-        write_atomic(note, canonical_json(identity))
-    elif not note.is_file() or note.read_text(encoding="utf-8") != canonical_json(identity):
-        raise DataError(f"{out} holds the attempts of another model or other options. Choose another folder.")
-    return {attempt.task_id: attempt for attempt in attempts if not attempt.error}
 
 
 # -------------------------------------------------------------------------------------------------------------- adding

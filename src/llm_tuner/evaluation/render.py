@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from llm_tuner.evaluation.details import Details, calls_text, expected
-from llm_tuner.evaluation.figures import Curve, bars, confusion_table, differences, number, plotted, points
+from llm_tuner.evaluation.figures import Curve, bars, confusion_table, differences, number, plotted, points, spreads
 from llm_tuner.evaluation.intervals import Metric, Paired, paired
+from llm_tuner.evaluation.summary import summary
 from llm_tuner.evaluation.wording import WORDS, Language
 from llm_tuner.scoring import answer, made_calls
+from llm_tuner.store import write_atomic
 from llm_tuner.store.suite import Suite
 from llm_tuner.types import Attempt, DataError, Decision, Rate, Report, Value
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
     from llm_tuner.evaluation.compare import Comparison
+    from llm_tuner.evaluation.latency import LatencyReport, Spread
 
 RATES = (
     "ok",
@@ -44,6 +47,8 @@ RATES = (
 GROUP_RATES = ("ok", "selection", "parameters", "parameters_lenient", "no_call")
 COMPARED: tuple[Metric, ...] = ("ok", "selection", "parameters")
 LATENCIES = ("p50_ms", "p95_ms", "p99_ms", "first_token_p50_ms", "tokens_per_s")
+
+TIMED: tuple[Literal["first_token", "total"], ...] = ("first_token", "total")
 
 TOKENS = ("prompt_p50", "completion_p50", "prompt", "cached", "completion")
 
@@ -68,7 +73,7 @@ def failures(suite: Suite, attempts: Iterable[Attempt], limit: int = 12) -> tupl
     by_reason: dict[str, list[Failure]] = {}
     for attempt in attempts:
         task, verdict = tasks.get(attempt.task_id), attempt.verdict
-        if task is None or verdict is None or verdict.ok:
+        if task is None or verdict is None or verdict.ok or len(by_reason.get(verdict.reason, ())) == limit:
             continue
         failure = Failure(
             request=_short(task.request),
@@ -145,10 +150,30 @@ def write_comparison(folder: Path, comparison: Comparison, language: Language = 
     return _written(folder, texts)
 
 
+def latency_to_markdown(report: LatencyReport, language: Language = "en") -> str:
+    """What was timed, of what and on what, as GitHub-flavoured Markdown."""
+    return _template("latency.md").render(_latency_page(report, language))
+
+
+def latency_to_html(report: LatencyReport, language: Language = "en") -> str:
+    """The same as one self-contained page, with the percentiles drawn."""
+    return _template("latency.html").render(_latency_page(report, language))
+
+
+def write_latency(folder: Path, report: LatencyReport, language: Language = "en") -> tuple[Path, ...]:
+    """Write latency.json, latency.md and latency.html into the folder; return their paths."""
+    texts = {
+        "latency.json": report.model_dump_json(indent=1) + "\n",
+        "latency.md": latency_to_markdown(report, language),
+        "latency.html": latency_to_html(report, language),
+    }
+    return _written(folder, texts)
+
+
 def _written(folder: Path, texts: dict[str, str]) -> tuple[Path, ...]:
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8")
+        write_atomic(folder / name, text)
     return tuple(folder / name for name in texts)
 
 
@@ -179,6 +204,7 @@ def _render(
         "before": before,
         "after": after,
         "decision": decision,
+        "summary": summary(after, language) if before is None else "",
         "rates": [row for metric in RATES if (row := _row(words[metric], before, after, metric))],
         "changes": [(words[change.metric], change) for change in _changes(before, after)],
         "group_rates": [words[metric] for metric in _group_rates(before, after)],
@@ -257,6 +283,20 @@ def _comparison_page(comparison: Comparison, language: Language) -> dict[str, An
     }
 
 
+def _latency_page(report: LatencyReport, language: Language) -> dict[str, Any]:
+    words = WORDS[language]
+    weights = f"{report.parameters / 1e9:.2f}B" if report.parameters else words["size_not_known"]
+    pictures = [(words[of], spreads(report.loads, of)) for of in TIMED]
+    return {
+        "t": words,
+        "language": language,
+        "page_title": f"{words['latency_title']}: {report.backend}",
+        "r": report,
+        "served": ", ".join(filter(None, (weights, report.quantisation))),
+        "pictures": [(label, picture) for label, picture in pictures if picture is not None],
+    }
+
+
 def _got(attempt: Attempt) -> str:
     message = answer(attempt)
     calls = made_calls(attempt, "lenient")
@@ -285,7 +325,7 @@ def _template(name: str) -> Template:
         lstrip_blocks=True,
     )
     environment.filters.update(percent=_percent, interval=_interval, points=points, number=number, p=_p)
-    environment.filters.update(short=_summary, share=_share, pairs=_pairs)
+    environment.filters.update(short=_summary, share=_share, pairs=_pairs, spread=_spread)
     return environment.get_template(name)
 
 
@@ -308,6 +348,10 @@ def _interval(rate: Rate | None) -> str:
 
 def _share(value: float) -> str:
     return f"{value * 100:.1f} %"
+
+
+def _spread(found: Spread) -> str:
+    return " / ".join(number(value) for value in (found.p50, found.p95, found.p99))
 
 
 def _pairs(words: dict[str, str]) -> str:

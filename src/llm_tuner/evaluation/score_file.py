@@ -133,7 +133,7 @@ def _totals(rows: int, counts: dict[str, Counter[bool]], bad: Counter[str], left
 
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
-        found = sorted([*path.rglob("*_result.json"), *path.rglob("*.jsonl")])
+        found = sorted(p for p in (*path.rglob("*_result.json"), *path.rglob("*.jsonl")) if p.is_file())
         if not found:
             raise DataError(f"{path} holds no *_result.json and no *.jsonl. Name a file, or the folder of a model.")
         return found
@@ -236,7 +236,7 @@ def official_call(item: Json) -> ToolCall:
 
 
 def _made(name: str, arguments: Json) -> ToolCall:
-    name = _printable(name)
+    name = bfcl.offered_name(_printable(name))
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)

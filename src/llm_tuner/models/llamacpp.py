@@ -43,6 +43,12 @@ from llm_tuner.types import (
 LAST_WORDS = 6
 """Lines of the child's standard error that an error message shows."""
 
+LEAST = -104.0
+"""The server's own probabilities end at float32's smallest number: what it takes for impossible is counted as this."""
+
+_MANY, _ALL = 3000, 1 << 30  # likeliest tokens asked for; the whole vocabulary takes seconds
+_CERTAIN = 1e6  # added to a logit
+
 
 class Embedded:
     """A GGUF file as a Backend and a Renderer. Starts on construction, ends on `close()`, after `with`, or with us.
@@ -122,6 +128,42 @@ class Embedded:
         body: dict[str, Json] = {"content": text, "add_special": False, "parse_special": True}
         return [int(token) for token in self._ask("POST", "/tokenize", body)["tokens"]]
 
+    def log_probabilities(self, text: str) -> list[float]:
+        """ln p of each token of the text, given those before it; the first one, given the model's BOS (or its EOS).
+
+        The server says nothing about the tokens of a prompt, but the exact log-probability of the token that it writes,
+        taken from all logits before any sampling. So each token is forced in its turn, by a bias that only sampling
+        sees: one request of one token, the rest comes from the prompt cache. Exact but for the server's float32 softmax
+        (a few 1e-4). Raises ModelError where the text does not fit the context.
+        """
+        tokens, lead = self.tokenize(text), self._before_text()
+        return [self._log_probability([*lead, *tokens[:place]], token) for place, token in enumerate(tokens)]
+
+    def _before_text(self) -> list[int]:
+        known = self._ask("GET", "/props")
+        return self.tokenize(str(known.get("bos_token") or known["eos_token"]))
+
+    def _log_probability(self, before: list[int], token: int) -> float:
+        said = self._forced(before, token, 1)
+        if said is not None and said["id"] == token:
+            return max(float(said["logprob"]), LEAST)
+        # Of a token that ends within a character the server keeps no probabilities: it is found among those of a token
+        # that does not.
+        whole = self.tokenize("\n")[0]
+        for most in (_MANY, _ALL):
+            among = self._forced(before, whole, most) or {"top_logprobs": []}
+            for other in among["top_logprobs"]:
+                if other["id"] == token:
+                    return max(float(other["logprob"]), LEAST)
+        raise ModelError(f"llama.cpp does not say how probable token {token} of the text is to {self._name}.")
+
+    def _forced(self, before: list[int], token: int, most: int) -> dict[str, Any] | None:
+        """What the server says about the next token, which is made to be `token`, and the `most` likeliest others."""
+        body: dict[str, Json] = {"prompt": before, "n_predict": 1, "temperature": 0, "n_probs": most}
+        body |= {"logit_bias": [[token, _CERTAIN]], "cache_prompt": True}
+        said = self._ask("POST", "/completion", body).get("completion_probabilities")
+        return dict(said[0]) if said else None
+
     def close(self) -> None:
         """End the child and give its memory back. May be called again."""
         self._http.close()
@@ -175,7 +217,7 @@ class Embedded:
         try:
             answer = self._http.request(method, path, json=body)
         except httpx2.TimeoutException as e:
-            raise RuntimeUnavailable(f"{self._name} did not answer in time ({self._http.timeout.read:g} s).") from e
+            raise ModelError(f"{self._name} did not answer in time ({self._http.timeout.read:g} s).") from e
         except httpx2.TransportError as e:
             raise RuntimeUnavailable(self._obituary(e)) from e
         if answer.is_success:

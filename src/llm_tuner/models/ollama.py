@@ -16,15 +16,15 @@ import threading
 import time
 import weakref
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
 
-from llm_tuner.models import dialects
-from llm_tuner.models.dialects.shapes import arguments_of
+from llm_tuner.models import dialects, http_answer
+from llm_tuner.models.dialects.shapes import arguments_of, printable
 from llm_tuner.models.sources.weights import check_gguf, sha256_of
 from llm_tuner.types import (
     GREEDY,
@@ -139,7 +139,8 @@ class OllamaServer:
     """An Ollama server. `host` as Ollama itself understands OLLAMA_HOST, which is used when it is not given.
 
     Every method raises RuntimeUnavailable when no server answers, UnknownModel for a name that is not there, and
-    ModelError with Ollama's own words for anything else. `timeout` is seconds without a byte.
+    ModelError for anything else, with Ollama's own words where it has some. `timeout` is seconds of one answer; of a
+    pull or a create, seconds without a byte.
     """
 
     def __init__(self, host: str | None = None, *, timeout: float = 600) -> None:
@@ -150,6 +151,7 @@ class OllamaServer:
             # A proxy never leads to this machine.
             trust_env=not _is_loopback(self.url),
         )
+        self._seconds = timeout
         self._finalizer = weakref.finalize(self, self._http.close)
 
     def close(self) -> None:
@@ -161,7 +163,7 @@ class OllamaServer:
 
     def version(self) -> str:
         """The server's version; "0.0.0" is a development build. Raises RuntimeTooOld below `OLDEST`."""
-        version = str(self.ask("GET", "/api/version")["version"])
+        version = str(self._told("/api/version", "version"))
         numbers = tuple(int(n) for n in re.findall(r"\d+", version)[:3])
         if (0, 0, 0) < numbers < OLDEST:
             oldest = ".".join(map(str, OLDEST))
@@ -173,11 +175,11 @@ class OllamaServer:
 
     def models(self) -> list[dict[str, Json]]:
         """The installed models as /api/tags describes them: name, size (bytes), digest, modified_at, details."""
-        return list(self.ask("GET", "/api/tags")["models"] or ())
+        return list(self._told("/api/tags", "models") or ())
 
     def running(self) -> list[dict[str, Json]]:
         """The loaded models as /api/ps describes them: name, size and size_vram (bytes), context_length, expires_at."""
-        return list(self.ask("GET", "/api/ps")["models"] or ())
+        return list(self._told("/api/ps", "models") or ())
 
     def show(self, name: str) -> dict[str, Json]:
         """What /api/show tells about a model: modelfile, template, parameters, details, model_info, capabilities."""
@@ -220,19 +222,30 @@ class OllamaServer:
         body |= {"system": system} if system else {}
         yield from self._follow("create", "/api/create", body, name)
 
+    def _told(self, path: str, key: str) -> Json:
+        answer = self.ask("GET", path)
+        if key not in answer:
+            raise _no_ollama(self.url, path, json.dumps(answer))
+        return answer[key]
+
     def ask(
         self, method: str, path: str, body: dict[str, Json] | None = None, *, model: str = "", tools: int = 0
     ) -> dict[str, Any]:
         """One request and its JSON answer. `model` and `tools` (their number) are for the error's message."""
-        with _reaching(self.url):
-            answer = self._http.request(method, path, json=body)
+        started = time.monotonic()
+        with _reaching(self.url, self._seconds), self._http.stream(method, path, json=body) as answer:
+            text = http_answer.text(answer, f"Ollama at {self.url}", started, self._seconds)
         if not answer.is_success:
-            raise self._refusal(path, answer.status_code, _complaint(answer.text), model, tools)
-        return dict(answer.json()) if answer.content else {}
+            raise self._refusal(path, answer.status_code, _complaint(text), model, tools)
+        try:
+            return http_answer.document(text) if text else {}
+        except ValueError as e:
+            raise _no_ollama(self.url, path, text) from e
 
     def _follow(self, step: str, path: str, body: dict[str, Json], model: str) -> Generator[Event, None, None]:
         status = ""
-        with _reaching(self.url), self._http.stream("POST", path, json={**body, "stream": True}) as answer:
+        streamed = {**body, "stream": True}
+        with _reaching(self.url, self._seconds), self._http.stream("POST", path, json=streamed) as answer:
             if not answer.is_success:
                 raise self._refusal(path, answer.status_code, _complaint(answer.read().decode()), model, 0)
             for line in filter(None, answer.iter_lines()):
@@ -248,7 +261,7 @@ class OllamaServer:
             raise ModelError(f"Ollama stopped in the middle of {path} for {model} (last word: {status!r}). Try again.")
 
     def _has_blob(self, digest: str) -> bool:
-        with _reaching(self.url):
+        with _reaching(self.url, self._seconds):
             return self._http.head(f"/api/blobs/{digest}").is_success
 
     def _upload(self, gguf: Path, digest: str) -> Generator[Event, None, None]:
@@ -283,7 +296,7 @@ class OllamaServer:
             sender.join()
         answer = outcome[0]
         if isinstance(answer, Exception):
-            with _reaching(self.url):
+            with _reaching(self.url, self._seconds):
                 raise answer
         if not answer.is_success:
             raise self._refusal("/api/blobs", answer.status_code, _complaint(answer.text), gguf.name, 0)
@@ -345,7 +358,10 @@ class Ollama:
         and ModelError when the prompt does not fit the context. `options.parallel` has no meaning to Ollama."""
         started = time.monotonic()
         answer = self._ask(messages, tools, options, {})
-        return _reply(answer, tools, (time.monotonic() - started) * 1000)
+        try:
+            return _reply(answer, tools, (time.monotonic() - started) * 1000)
+        except http_answer.MISSHAPEN as e:
+            raise _no_ollama(self.server.url, "/api/chat", str(answer)) from e
 
     def render(
         self, messages: Sequence[Message], tools: Sequence[ToolSpec] = (), generation_prompt: bool = True
@@ -412,16 +428,13 @@ def _is_loopback(url: str) -> bool:
         return name == "localhost"
 
 
-@contextmanager
-def _reaching(url: str) -> Iterator[None]:
-    try:
-        yield
-    except httpx2.TimeoutException as e:
-        raise RuntimeUnavailable(f"Ollama at {url} did not answer in time ({type(e).__name__}).") from e
-    except httpx2.TransportError as e:
-        raise RuntimeUnavailable(
-            f"No Ollama server answers at {url} ({e}). Start one with: ollama serve (or set OLLAMA_HOST)."
-        ) from e
+def _reaching(url: str, seconds: float) -> AbstractContextManager[None]:
+    absent = f"No Ollama server answers at {url} ({{error}}). Start one with: ollama serve (or set OLLAMA_HOST)."
+    return http_answer.reaching(f"Ollama at {url}", absent, seconds)
+
+
+def _no_ollama(url: str, path: str, text: str) -> ModelError:
+    return ModelError(f"{url} does not answer {path} as Ollama does: {text[:200]!r}. Check OLLAMA_HOST.")
 
 
 def _complaint(text: str) -> str:
@@ -455,7 +468,7 @@ def _outgoing(messages: Sequence[Message]) -> list[dict[str, Json]]:
 
 
 def _reply(answer: dict[str, Any], tools: Sequence[ToolSpec], total_ms: float) -> Reply:
-    body = answer["message"]
+    body = printable(answer)["message"]
     message = Message(
         role="assistant",
         text=body.get("content") or "",

@@ -6,17 +6,16 @@ request header and nowhere else, no message, no repr, no record.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any, NoReturn
 
 import httpx2
 
-from llm_tuner.models import openai_wire
+from llm_tuner.models import http_answer, openai_wire
 from llm_tuner.types import (
     GREEDY,
     ChatOptions,
@@ -24,7 +23,6 @@ from llm_tuner.types import (
     Message,
     ModelError,
     Reply,
-    RuntimeUnavailable,
     ToolSpec,
     UnknownModel,
 )
@@ -45,7 +43,7 @@ class OpenAICompatible:
         self._model = model
         self.url = (base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_URL).rstrip("/")
         key = api_key if api_key is not None else os.environ.get("OPENAI_API_KEY", "")
-        self._key = key
+        self._key, self._seconds = key, timeout
         self._http = httpx2.Client(
             headers={"authorization": f"Bearer {key}"} if key else {}, timeout=httpx2.Timeout(timeout, connect=10)
         )
@@ -63,11 +61,12 @@ class OpenAICompatible:
         self._finalizer()
 
     def chat(self, messages: Sequence[Message], tools: Sequence[ToolSpec] = (), options: ChatOptions = GREEDY) -> Reply:
-        """One answer. Raises UnknownModel, RuntimeUnavailable, or ModelError with the server's own words."""
+        """One answer. Raises UnknownModel, RuntimeUnavailable where no server answers, or ModelError: with the server's
+        own words, or for an answer that is garbage, broken off, or not finished within the time limit."""
         body = openai_wire.request(messages, tools, options) | {"model": self._model}
         started = time.monotonic()
-        answer = self._post(body)
-        return openai_wire.reply(answer, tools, (time.monotonic() - started) * 1000)
+        answer = self._post(body, started)
+        return self._reply(answer, tools, started)
 
     def stream(
         self, messages: Sequence[Message], tools: Sequence[ToolSpec] = (), options: ChatOptions = GREEDY
@@ -78,28 +77,36 @@ class OpenAICompatible:
         body = openai_wire.request(messages, tools, options) | {"model": self._model}
         body |= {"stream": True, "stream_options": {"include_usage": True}}
         started, first, pieces = time.monotonic(), 0.0, openai_wire.Streamed()
-        for chunk in self._events(body):
-            pieces.add(chunk)
+        for chunk in self._events(body, started):
+            try:
+                pieces.add(chunk)
+            except http_answer.MISSHAPEN as e:
+                raise self._no_chat(str(chunk)) from e
             if pieces.began and not first:
                 first = (time.monotonic() - started) * 1000
-        made = openai_wire.reply(pieces.body(), tools, (time.monotonic() - started) * 1000)
+        made = self._reply(pieces.body(), tools, started)
         if not first:
             return made
         generated = made.timing.total_ms - first if made.timing.generate_ms is None else made.timing.generate_ms
         timing = made.timing.model_copy(update={"first_token_ms": first, "generate_ms": generated})
         return made.model_copy(update={"timing": timing})
 
-    def _events(self, body: dict[str, Json]) -> Iterator[dict[str, Any]]:
+    def _reply(self, answer: dict[str, Any], tools: Sequence[ToolSpec], started: float) -> Reply:
+        try:
+            return openai_wire.reply(answer, tools, (time.monotonic() - started) * 1000)
+        except http_answer.MISSHAPEN as e:
+            raise self._no_chat(str(answer)) from e
+
+    def _events(self, body: dict[str, Json], started: float) -> Iterator[dict[str, Any]]:
         url, found = f"{self.url}/chat/completions", False
         with self._reaching(), self._http.stream("POST", url, json=body) as answer:
             if not answer.is_success:
-                answer.read()
-                self._refuse(answer)
-            for line in answer.iter_lines():
+                self._refuse(answer.status_code, http_answer.text(answer, self.url, started, self._seconds))
+            for line in http_answer.lines(answer, self.url, started, self._seconds):
                 if not line.startswith("data:") or line == "data: [DONE]":
                     continue
                 try:
-                    chunk = json.loads(line.removeprefix("data:"))
+                    chunk = http_answer.document(line.removeprefix("data:"))
                 except ValueError as e:
                     raise ModelError(f"{self.url} streams no JSON: {self._hide(line[:200])!r}.") from e
                 if error := chunk.get("error"):
@@ -109,47 +116,40 @@ class OpenAICompatible:
         if not found:
             raise ModelError(f"{self.url} does not stream its answers, so the first token cannot be timed.")
 
-    @contextmanager
-    def _reaching(self) -> Iterator[None]:
-        try:
-            yield
-        except httpx2.TimeoutException as e:
-            raise RuntimeUnavailable(f"{self.url} did not answer in time ({type(e).__name__}).") from e
-        except (httpx2.TransportError, httpx2.InvalidURL) as e:
-            raise RuntimeUnavailable(f"No server answers at {self.url} ({self._hide(str(e))}). Check the URL.") from e
+    def _reaching(self) -> AbstractContextManager[None]:
+        absent = f"No server answers at {self.url} ({{error}}). Check the URL."
+        return http_answer.reaching(self.url, absent, self._seconds)
 
-    def _refuse(self, answer: httpx2.Response) -> NoReturn:
-        if answer.status_code in (401, 403):
-            raise ModelError(
-                f"{self.url} refuses the key (HTTP {answer.status_code}). Set OPENAI_API_KEY to one that it accepts."
-            )
-        words = self._hide(_complaint(answer))
-        kind = UnknownModel if answer.status_code == 404 else ModelError
-        raise kind(f"{self.url} refused {self._model} (HTTP {answer.status_code}): {words}")
+    def _refuse(self, status: int, body: str) -> NoReturn:
+        if status in (401, 403):
+            raise ModelError(f"{self.url} refuses the key (HTTP {status}). Set OPENAI_API_KEY to one that it accepts.")
+        kind = UnknownModel if status == 404 else ModelError
+        raise kind(f"{self.url} refused {self._model} (HTTP {status}): {self._hide(_complaint(body))}")
 
-    def _post(self, body: dict[str, Json]) -> dict[str, Any]:
-        with self._reaching():
-            answer = self._http.post(f"{self.url}/chat/completions", json=body)
+    def _post(self, body: dict[str, Json], started: float) -> dict[str, Any]:
+        with self._reaching(), self._http.stream("POST", f"{self.url}/chat/completions", json=body) as answer:
+            text = http_answer.text(answer, self.url, started, self._seconds)
         if not answer.is_success:
-            self._refuse(answer)
+            self._refuse(answer.status_code, text)
         try:
-            answered = answer.json()
-            answered["choices"][0]["message"]
-        except (ValueError, LookupError, TypeError) as e:
-            raise ModelError(
-                f"{self.url} does not speak OpenAI's chat API: {self._hide(answer.text[:200])!r}. "
-                "The URL ends in the version, as in http://127.0.0.1:8000/v1."
-            ) from e
-        return dict(answered)
+            return http_answer.document(text)
+        except ValueError as e:
+            raise self._no_chat(text) from e
+
+    def _no_chat(self, text: str) -> ModelError:
+        return ModelError(
+            f"{self.url} does not speak OpenAI's chat API: {self._hide(text[:200])!r}. "
+            "The URL ends in the version, as in http://127.0.0.1:8000/v1."
+        )
 
     def _hide(self, text: str) -> str:
         # Some servers repeat the key they refuse.
         return text.replace(self._key, "***") if self._key else text
 
 
-def _complaint(answer: httpx2.Response) -> str:
+def _complaint(body: str) -> str:
     try:
-        error = answer.json()["error"]
-    except (ValueError, LookupError, TypeError):
-        return answer.text.strip()[:500] or "no reason given"
-    return str(error.get("message", error) if isinstance(error, dict) else error)
+        error = http_answer.document(body)["error"]
+    except (ValueError, LookupError):
+        return body.strip()[:500] or "no reason given"
+    return str(error.get("message", error) if isinstance(error, dict) else error)[:500]

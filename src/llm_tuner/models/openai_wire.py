@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llm_tuner.models import dialects
-from llm_tuner.models.dialects.shapes import arguments_of
+from llm_tuner.models.dialects.shapes import arguments_of, printable
 from llm_tuner.types import (
     ChatOptions,
     Json,
@@ -126,7 +126,7 @@ class Streamed:
 
 def reply(body: dict[str, Json], tools: Sequence[ToolSpec], total_ms: float) -> Reply:
     """The server's answer in our words. `timings` is llama.cpp's own addition; other servers report none."""
-    choice = body["choices"][0]
+    choice = printable(body)["choices"][0]
     finish = choice.get("finish_reason") or ""
     answer, usage, timings = choice["message"], body.get("usage") or {}, body.get("timings") or {}
     message = Message(

@@ -12,7 +12,7 @@ quirks included, so that numbers can be compared with published ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 from llm_tuner.scoring import bfcl, strict
@@ -66,18 +66,17 @@ def score(task: Task, attempt: Attempt, *, rules: Rules = "strict", reading: Rea
     lenient = native if native or message is None else message.text_calls
     made = native if reading == "native" else lenient
     expect = task.expect
-    if expect.kind == "none" or (expect.kind != "any" and not expect.calls):
-        return _judge_silence(lenient if rules == "strict" else bfcl.decoded(made))
-    if lenient and not made:
-        detail = f"The call was written as text ({names_of(lenient)}); the runtime surfaced none."
-        return failed("call_as_text", detail, CALL_AS_TEXT_CREDIT)
-    tools = by_name(task.tools)
+    if (expect.kind == "allowed" or expect.kind == "exact") and expect.calls:
+        if lenient and not made:
+            return _judge_text(lenient)
+        tools, wanted, ordered = by_name(task.tools), expect.calls, expect.ordered
+        fault = selection_fault(wanted, made, tools, ordered)
+        if fault is not None:
+            return failed(*fault, selection_credit(wanted, made, tools))
+        return _JUDGES[rules](tools, wanted, made, ordered)
     if expect.kind == "any":
-        return _judge_any(made, tools, offered=rules == "strict")
-    fault = selection_fault(expect.calls, made, tools, expect.ordered)
-    if fault is not None:
-        return failed(*fault, selection_credit(expect.calls, made, tools))
-    return _JUDGES[rules](tools, expect.calls, made, expect.ordered)
+        return _judge_any(made, task.tools, offered=rules == "strict") if made or not lenient else _judge_text(lenient)
+    return _judge_silence(lenient if rules == "strict" else bfcl.decoded(made))
 
 
 def wants_call(task: Task) -> bool:
@@ -106,18 +105,24 @@ def made_calls(attempt: Attempt, reading: Reading = "native") -> tuple[ToolCall,
 _JUDGES: dict[Rules, Judge] = {"strict": strict.judge, "bfcl": bfcl.judge}
 
 
+def _judge_text(lenient: Sequence[ToolCall]) -> Verdict:
+    detail = f"The call was written as text ({names_of(lenient)}); the runtime surfaced none."
+    return failed("call_as_text", detail, CALL_AS_TEXT_CREDIT)
+
+
 def _judge_silence(made: Sequence[ToolCall]) -> Verdict:
     if made:
         return failed("unwanted_call", f"No call was wanted, but {names_of(made)} was called.")
     return passed("Rightly called nothing.")
 
 
-def _judge_any(made: Sequence[ToolCall], tools: Mapping[str, ToolSpec], *, offered: bool) -> Verdict:
+def _judge_any(made: Sequence[ToolCall], offer: Sequence[ToolSpec], *, offered: bool) -> Verdict:
     if not made:
         return failed("no_call", "Expected a call; nothing was called.")
     broken = next((call for call in made if call.error), None)
     if broken is not None:
         return failed("broken_call", f"A call could not be read: {broken.error}")
+    tools = by_name(offer)
     unknown = next((call.name for call in made if call.name not in tools), None) if offered else None
     if unknown is not None:
         return failed("unknown_tool", f'"{unknown}" was not offered; expected any of {", ".join(tools)}.')

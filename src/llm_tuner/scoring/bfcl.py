@@ -25,10 +25,10 @@ _KINDS: dict[str, type] = {
     "object": dict,
 }
 _SCALARS = frozenset((str, int, float, bool))
-_FOLDING = dict.fromkeys(map(ord, " ,./-_*^"))
 
-Wrong = tuple[str, Reason]
-"""The name of the first wrong argument, in the order in which the official checker looks, and what is wrong."""
+Wrong = tuple[Reason, str, Json, Sequence[Json]]
+"""What is wrong with a call's first wrong argument, in the order in which the official checker looks: its name, its
+value (None of a missing one), the allowed values (none for one that was not expected)."""
 
 
 def decoded(made: Sequence[ToolCall]) -> Sequence[ToolCall]:
@@ -42,36 +42,43 @@ def judge(tools: Mapping[str, ToolSpec], wanted: Sequence[Wanted], made: Sequenc
     Each wanted call in turn takes the first of the calls left over that fits it; in an ordered task its own place is
     all that is left over.
     """
-    left = list(range(len(made)))
+    if len(wanted) == 1:  # by far the most: there is nothing to pair
+        name = wanted[0].name
+        wrong = _wrong(tools[name], wanted[0], made[0])
+        return ALL_RIGHT if wrong is None else _refused(name, wrong, arguments_credit(0, 1))
+    left = list(made)
     for at, want in enumerate(wanted):
-        tool, name, first = tools[want.name], want.name, None
-        for place in (at,) if ordered else left:
-            call = made[place]
+        name, first = want.name, None
+        for place, call in enumerate(made[at : at + 1] if ordered else left):
             if call.name != name:
                 continue
-            wrong = _wrong(tool, want, call)
+            wrong = _wrong(tools[name], want, call)
             if wrong is None:
-                left.remove(place)
+                if not ordered:
+                    del left[place]
                 break
-            first = first or (call, *wrong)
+            first = first or wrong
         else:
             assert first is not None  # the names are the same multiset, and every name took a call of that name
-            return _refused(want, *first, arguments_credit(at, len(wanted)))
+            return _refused(name, first, arguments_credit(at, len(wanted)))
     return ALL_RIGHT
 
 
-def _refused(want: Wanted, call: ToolCall, name: str, reason: Reason, credit: float) -> Verdict:
+def _refused(tool: str, wrong: Wrong, credit: float) -> Verdict:
+    reason, name, value, options = wrong
     if reason == "unexpected_parameter":
-        told = f"was not expected, got {show(call.arguments[name])}."
-    elif reason == "missing_parameter":
-        told = f"is missing, expected one of {show(_allowed(want).get(name, []))}."
+        detail = f'{tool}: "{name}" was not expected, got {show(value)}.'
     else:
-        told = f"is {show(call.arguments[name])}, expected one of {show(_allowed(want)[name])}."
-    return failed(reason, f'{want.name}: "{name}" {told}', credit, selection_ok=True)
+        found = "missing" if reason == "missing_parameter" else show(value)
+        detail = f'{tool}: "{name}" is {found}, expected one of {show(options)}.'
+    return failed(reason, detail, credit, selection_ok=True)
 
 
-def _allowed(want: Wanted) -> Mapping[str, list[Json]]:
-    return want.arguments if isinstance(want, AllowedCall) else {k: [_noted(v)] for k, v in want.arguments.items()}
+def _allowed(want: Wanted) -> tuple[Mapping[str, list[Json]], Mapping[str, tuple[str, ...]]]:
+    """The allowed values of the arguments, and the types of those that are source text."""
+    if isinstance(want, AllowedCall):
+        return want.arguments, want.source_types
+    return {name: [_noted(value)] for name, value in want.arguments.items()}, {}
 
 
 def _noted(value: Json) -> Json:
@@ -82,17 +89,17 @@ def _noted(value: Json) -> Json:
 
 
 def _wrong(tool: ToolSpec, want: Wanted, call: ToolCall) -> Wrong | None:
-    allowed, made, parameters = _allowed(want), call.arguments, tool.parameters
-    types = want.source_types if isinstance(want, AllowedCall) else {}
+    allowed, types = _allowed(want)
+    made, parameters = call.arguments, tool.parameters
     known = parameters.get("properties")
     known = known if isinstance(known, dict) else {}
     for name in required(parameters):
         if name not in made:
-            return name, "missing_parameter"
+            return "missing_parameter", name, None, allowed.get(name, ())
     for name, value in made.items():
         options = allowed.get(name)
         if options is None or name not in known:
-            return name, "unexpected_parameter"
+            return "unexpected_parameter", name, value, ()
         if name in types:
             reason = _source_fault(types[name], value, options)
         else:
@@ -100,11 +107,11 @@ def _wrong(tool: ToolSpec, want: Wanted, call: ToolCall) -> Wrong | None:
             plain = isinstance(schema, dict) and "$ref" not in schema
             reason = _value_fault(schema if plain else property_of(parameters, name), value, options)
         if reason is not None:
-            return name, reason
+            return reason, name, value, options
     if made.keys() != allowed.keys():
         for name, options in allowed.items():
             if name not in made and "" not in options:
-                return name, "missing_parameter"
+                return "missing_parameter", name, None, options
     return None
 
 
@@ -115,11 +122,13 @@ def _source_fault(written: tuple[str, ...], value: Json, allowed: list[Json]) ->
     kinds = source_text.kinds_of(written)
     if kinds is None or type(value) is not str:
         return "wrong_type"
-    return _fault(*kinds, source_text.read(value, written), allowed)
+    kind, inner = kinds
+    return _fault(kind, inner, source_text.read(value, written), allowed)
 
 
 def _value_fault(schema: Mapping[str, Json], value: Json, allowed: list[Json]) -> Reason | None:
-    kind = _kind(schema)
+    said = schema.get("type")
+    kind = _KINDS.get(said, str) if type(said) is str else _kind(schema)
     if type(value) is kind and kind in _SCALARS and value in allowed:
         return None
     items = schema.get("items") if kind is list else None
@@ -132,10 +141,10 @@ def _value_fault(schema: Mapping[str, Json], value: Json, allowed: list[Json]) -
 
 
 def _kind(schema: Mapping[str, Json]) -> type:
-    kind = schema.get("type", "string")
+    kind = schema.get("type")
     if type(kind) is list:
         kind = next((k for k in kind if k != "null"), "string")
-    return _KINDS.get(kind, str) if isinstance(kind, str) else str
+    return _KINDS.get(kind, str) if type(kind) is str else str
 
 
 def _fault(kind: type, inner: type | None, value: Json, allowed: list[Json]) -> Reason | None:
@@ -146,7 +155,7 @@ def _fault(kind: type, inner: type | None, value: Json, allowed: list[Json]) -> 
     """
     listed = _type_of_first(allowed)
     if type(value) is kind:
-        if inner is not None and not any(_items_fit(value, option, inner) for option in allowed):
+        if inner is not None and not _items_fit(value, allowed, inner):
             return "wrong_type"
         as_it_stands = listed is not None and listed is not kind
     elif listed is not None and type(value) is listed:
@@ -164,12 +173,10 @@ def _type_of_first(allowed: Sequence[Json]) -> type | None:
     return None
 
 
-def _items_fit(value: Json, option: Json, inner: type) -> bool:
+def _items_fit(value: Json, allowed: Sequence[Json], inner: type) -> bool:
     # An option that is no list (the "" of an optional argument) puts no condition on the items: so does the original.
-    if not isinstance(option, list):
-        return True
-    listed = _type_of_first(option)
-    return all(type(item) is inner or type(item) is listed for item in value)
+    kinds = set(map(type, value))
+    return True in [not isinstance(option, list) or kinds <= {inner, _type_of_first(option)} for option in allowed]
 
 
 def _is_allowed(value: Json, allowed: Sequence[Json], inner: type | None) -> bool:
@@ -180,27 +187,29 @@ def _is_allowed(value: Json, allowed: Sequence[Json], inner: type | None) -> boo
     if isinstance(value, list) and inner is dict:
         return any(_objects_fit(value, option) for option in allowed)
     if isinstance(value, list):
-        items = [_folded(item) for item in value]
-        return any(items == [_folded(o) for o in option] for option in allowed if _is_sequence(option))
+        return _folded(value) in [_folded(option) for option in allowed if _is_sequence(option)]
     return value in allowed
 
 
 def _is_sequence(option: Json) -> bool:
     # The original goes through a string letter by letter, so that "" stands for the empty list.
-    return isinstance(option, list | str)
+    return isinstance(option, (list, str))
 
 
 def _object_fits(value: Json, option: Json) -> bool:
     if not isinstance(value, dict) or not isinstance(option, dict):
         return False
     for key, item in value.items():
-        if key not in option or _folded(item) not in [_folded(o) for o in _options(option[key])]:
+        if key not in option:
+            return False
+        folded = _fold(item) if isinstance(item, str) else item
+        if folded not in _folded(_options(option[key])):
             return False
     return all("" in _options(values) for key, values in option.items() if key not in value)
 
 
 def _options(values: Json) -> Sequence[Json]:
-    return values if isinstance(values, list | str) else [values]
+    return values if _is_sequence(values) else [values]
 
 
 def _objects_fit(value: list[Json], option: Json) -> bool:
@@ -211,9 +220,12 @@ def _objects_fit(value: list[Json], option: Json) -> bool:
     )
 
 
-def _folded(value: Json) -> Json:
-    return _fold(value) if isinstance(value, str) else value
+def _folded(values: Sequence[Json]) -> list[Json]:
+    return [_fold(value) if isinstance(value, str) else value for value in values]
 
 
 def _fold(text: str) -> str:
-    return text.translate(_FOLDING).lower().replace("'", '"')
+    # One replacement after the other: a third of the time that a regular expression or a table takes.
+    bare = text.replace(" ", "").replace(",", "").replace(".", "").replace("/", "")
+    bare = bare.replace("-", "").replace("_", "").replace("*", "").replace("^", "")
+    return bare.lower().replace("'", '"')

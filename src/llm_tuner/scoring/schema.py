@@ -24,7 +24,7 @@ def same_as_left_out(parameters: Mapping[str, Json], name: str) -> list[Json]:
 
 def required(parameters: Mapping[str, Json]) -> Sequence[str]:
     names = parameters.get("required")
-    return names if isinstance(names, list | tuple) else ()
+    return names if isinstance(names, (list, tuple)) else ()
 
 
 def property_of(parameters: Mapping[str, Json], name: str) -> Mapping[str, Json]:

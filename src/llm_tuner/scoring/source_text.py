@@ -64,9 +64,10 @@ def read(text: str, written: Sequence[str]) -> Json:
     """The value that a text stands for; the text itself where it is not written like one of this type."""
     if len(text) > LONGEST:
         return text
-    items = written[2] if len(written) > 2 else ""
+    language, name, *rest = written
+    items = rest[0] if rest else ""
     try:
-        return (_java if written[0] == "java" else _javascript)(text, written[1], items)
+        return _java(text, name, items) if language == "java" else _javascript(text, name, items)
     except ValueError:  # an integer of more digits than Python reads
         return text
 
@@ -208,7 +209,7 @@ _JS_NUMBERS: dict[str, tuple[re.Pattern[str], Callable[[str], int | float]]] = {
     "float": (_JS_FLOAT, float),
     "Bigint": (_BIGINT, int),
 }
-_ROWS = (re.compile(r"\[\s*\["), re.compile(r"new\s+Array\(\s*\["))
+_ROWS = re.compile(r"(?:\[|new\s+Array\()\s*\[")
 _ROW = re.compile(r"\[(.*?)\]")
 _ARRAY = re.compile(r"\[(.*?)\]|new\s+Array\((.*?)\)")
 _OBJECT = re.compile(r"\{(.*?)\}")
@@ -230,7 +231,7 @@ def _javascript(text: str, name: str, items: str = "") -> Json:
 
 
 def _is_quoted(text: str) -> bool:
-    return any(text.startswith(mark) and text.endswith(mark) for mark in "\"'")
+    return text[:1] == text[-1:] and text[:1] in ("'", '"')
 
 
 def _js_array(code: str, items: str) -> Json:
@@ -256,7 +257,7 @@ def _array_of_arrays(code: str) -> str:
     The original asks a pattern whose time doubles with every row of a text that does not match in the end; this finds
     the same part: a row ends at the first bracket from which the rest can still be read.
     """
-    start = next((match for match in (pattern.match(code) for pattern in _ROWS) if match), None)
+    start = _ROWS.match(code)
     if start is None:
         return ""
     closing = "]" if code.startswith("[") else ")"

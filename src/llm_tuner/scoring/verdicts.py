@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from pydantic import TypeAdapter
@@ -38,11 +38,12 @@ class Judge(Protocol):
     ) -> Verdict: ...
 
 
-_verdict = TypeAdapter(Verdict).validate_python  # a third faster than Verdict(), which is most of a judgement's time
+# The schema's own validator: the same as Verdict() in less than two thirds of the time, which counts in a judgement.
+_validated: Callable[[dict[str, Json]], Verdict] = TypeAdapter(Verdict).validator.validate_python
 
 
 def failed(reason: Reason, detail: str, credit: float = 0.0, *, selection_ok: bool = False) -> Verdict:
-    return _verdict(
+    return _validated(
         {
             "ok": False,
             "selection_ok": selection_ok,

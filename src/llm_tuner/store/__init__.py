@@ -229,6 +229,30 @@ def resume_jsonl(path: Path, kind: type[M]) -> list[M]:
     return values
 
 
+def scan_jsonl(path: Path, kind: type[M]) -> Iterator[tuple[int, M]]:
+    """As `resume_jsonl`, but one value after the other, each with the byte at which its line begins: however long the
+    file is, one line of it is in memory."""
+    if not path.exists():
+        return
+    end, whole = 0, True
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                try:
+                    value = kind.model_validate_json(line)
+                except ValidationError as error:
+                    if file.read(1):
+                        raise _wrong_line(path, number, error) from error
+                    break
+                yield end, value
+            end, whole = end + len(line), line.endswith(b"\n")
+    if end < path.stat().st_size:
+        os.truncate(path, end)
+    if not whole:
+        with path.open("ab") as file:
+            file.write(b"\n")
+
+
 def _values(path: Path, lines: list[bytes], kind: type[M], partial: bool) -> Generator[M, None, None]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -238,9 +262,13 @@ def _values(path: Path, lines: list[bytes], kind: type[M], partial: bool) -> Gen
         except ValidationError as error:
             if partial and number == len(lines):
                 return
-            problem = error.errors()[0]
-            where = ".".join(map(str, problem["loc"]))
-            raise DataError(f"{path}, line {number}: {where + ': ' if where else ''}{problem['msg']}.") from error
+            raise _wrong_line(path, number, error) from error
+
+
+def _wrong_line(path: Path, number: int, error: ValidationError) -> DataError:
+    problem = error.errors()[0]
+    where = ".".join(map(str, problem["loc"]))
+    return DataError(f"{path}, line {number}: {where + ': ' if where else ''}{problem['msg']}.")
 
 
 def read_json(path: Path) -> Json:

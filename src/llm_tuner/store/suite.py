@@ -43,7 +43,7 @@ class Suite(Value):
 
 def catalogue_key(tools: Iterable[ToolSpec]) -> str:
     """Equal for equal catalogues: the same tools of the same servers in the same order."""
-    return content_hash([_tool_key(tool) for tool in tools])
+    return content_hash([tool_key(tool) for tool in tools])
 
 
 def save(suite: Suite, path: Path) -> None:
@@ -51,9 +51,7 @@ def save(suite: Suite, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     with part.open("w", encoding="utf-8") as file:
-        for line in _lines(suite):
-            # Keys are not sorted: a schema's properties stand in the prompt in their own order.
-            file.write(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n")
+        file.writelines(line_text(line) for line in _lines(suite))
     part.replace(path)
 
 
@@ -69,24 +67,35 @@ def load(path: Path) -> Suite:
     return reading.suite()
 
 
-def _tool_key(tool: ToolSpec) -> str:
+def line_text(line: dict[str, Json]) -> str:
+    """One line of the file. Keys are not sorted: a schema's properties stand in the prompt in their own order."""
+    return json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n"
+
+
+def task_line(task: Task, catalogue: str) -> dict[str, Json]:
+    """The line of a task whose tools are those of this catalogue."""
+    # `kind` is the discriminator of `expect`: a dump without defaults would lose it.
+    words = task.model_dump(mode="json", exclude_defaults=True, exclude={"tools", "expect"})
+    expect = task.expect.model_dump(mode="json", exclude_defaults=True) | {"kind": task.expect.kind}
+    return {**words, "expect": expect, "tools": catalogue}
+
+
+def tool_key(tool: ToolSpec) -> str:
+    """Equal for equal tools of the same server."""
     # The order of a schema's keys counts here, unlike in the fingerprint: it is in the prompt.
     return content_hash(tool.model_dump_json())
 
 
 def _lines(suite: Suite) -> Iterator[dict[str, Json]]:
     yield {"suite": suite.name, "format": FORMAT, "tasks": len(suite.tasks), "hash": suite.hash}
-    tools = {_tool_key(tool): tool for task in suite.tasks for tool in task.tools}
+    tools = {tool_key(tool): tool for task in suite.tasks for tool in task.tools}
     for key, tool in tools.items():
         yield {"tool": key, "spec": tool.model_dump(mode="json")}
     catalogues = {catalogue_key(task.tools): task.tools for task in suite.tasks}
     for key, catalogue in catalogues.items():
-        yield {"catalogue": key, "tools": [_tool_key(tool) for tool in catalogue]}
+        yield {"catalogue": key, "tools": [tool_key(tool) for tool in catalogue]}
     for task in suite.tasks:
-        # `kind` is the discriminator of `expect`: a dump without defaults would lose it.
-        words = task.model_dump(mode="json", exclude_defaults=True, exclude={"tools", "expect"})
-        expect = task.expect.model_dump(mode="json", exclude_defaults=True) | {"kind": task.expect.kind}
-        yield {**words, "expect": expect, "tools": catalogue_key(task.tools)}
+        yield task_line(task, catalogue_key(task.tools))
 
 
 class _Reading:

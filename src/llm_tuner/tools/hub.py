@@ -25,7 +25,7 @@ from jsonschema.protocols import Validator
 from jsonschema.validators import validator_for
 from referencing import Registry
 
-from llm_tuner.tools.link import Link, content_text
+from llm_tuner.tools.link import RESTARTS, Link, content_text
 from llm_tuner.tools.servers import ServerConfig
 from llm_tuner.types import Json, ServerStartError, SetupError, ToolCall, ToolError, ToolResult, ToolSpec
 
@@ -37,7 +37,8 @@ class Hub:
     """A Toolbox over MCP servers; `with Hub(servers) as hub: hub.call(...)`. Calls may come from any thread.
 
     `start_timeout` and `call_timeout` are seconds; a result is cut to `max_result_bytes` of UTF-8. `cwd` is the folder
-    of the stdio servers that do not name one. `validate=False` sends arguments that do not fit the tool's schema.
+    of the stdio servers that do not name one. `validate=False` sends arguments that do not fit the tool's schema. A
+    server that ends gets `restarts` new starts.
     The catalogue is what the servers listed at the start: a measurement must not see it change.
     """
 
@@ -50,6 +51,7 @@ class Hub:
         call_timeout: float = 30,
         max_result_bytes: int = 200_000,
         validate: bool = True,
+        restarts: int = RESTARTS,
     ) -> None:
         twice = [name for name, count in Counter(server.name for server in servers).items() if count > 1]
         if twice:
@@ -57,7 +59,7 @@ class Hub:
         self.servers = tuple(servers)
         self._cwd = None if cwd is None else Path(cwd)
         self._start_timeout, self._call_timeout = start_timeout, call_timeout
-        self._max_result_bytes, self._validate = max_result_bytes, validate
+        self._max_result_bytes, self._validate, self._restarts = max_result_bytes, validate, restarts
         self._links: dict[str, Link] = {}
         self._routes: dict[str, _Route] = {}
         self._portal: BlockingPortal | None = None
@@ -140,7 +142,7 @@ class Hub:
 
     async def _serve(self, ready: Future[BlockingPortal]) -> None:
         async with anyio.create_task_group() as tasks, BlockingPortal() as portal:
-            self._links = {s.name: Link(s, tasks, self._cwd, self._start_timeout) for s in self.servers}
+            self._links = {s.name: Link(s, tasks, self._cwd, self._start_timeout, self._restarts) for s in self.servers}
             ready.set_result(portal)
             await portal.sleep_until_stopped()
 

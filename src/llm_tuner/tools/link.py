@@ -27,7 +27,7 @@ from llm_tuner.tools.servers import ServerConfig
 from llm_tuner.types import Json, SetupError, ToolSpec
 
 RESTARTS = 1
-"""A server that crashed gets this many new starts in the life of a hub."""
+"""A server that crashed gets this many new starts in the life of a hub, unless the hub says otherwise."""
 
 _MAX_PAGES = 100
 _HTTP_TIMEOUT = httpx2.Timeout(30, read=300)  # as the SDK: a server may hold a stream open for minutes
@@ -51,12 +51,19 @@ class _Run:
 class Link:
     """The life of one server. `failure` is empty while it answers."""
 
-    def __init__(self, config: ServerConfig, tasks: TaskGroup, cwd: Path | None, start_timeout: float) -> None:
+    def __init__(
+        self,
+        config: ServerConfig,
+        tasks: TaskGroup,
+        cwd: Path | None,
+        start_timeout: float,
+        restarts: int = RESTARTS,
+    ) -> None:
         self.config = config
         self.specs: tuple[ToolSpec, ...] = ()
         self.failure = ""
         self._tasks, self._cwd, self._start_timeout = tasks, cwd, start_timeout
-        self._restarts = RESTARTS
+        self._restarts = restarts
         self._dismissed = False
         self._starting = anyio.Lock()
         self._run = _Run()  # the one before the first: it is over

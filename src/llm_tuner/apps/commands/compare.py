@@ -28,7 +28,7 @@ def compare(
 ) -> None:
     """Two measurements task by task: what changed and how surely, which tasks flipped, what broke.
 
-    Exit code 3 when a metric is worse beyond its 95 % interval.
+    Exit code 3 when a metric, or the bits a byte of the general check's text, is worse beyond its 95 % interval.
 
     Example: llm-tuner eval compare stock-report tuned-report --out comparison
     """
@@ -40,9 +40,9 @@ def compare(
     found = compared(open_parts(before, only=only), open_parts(after, only=only), reading=reading)
     if out_folder:
         write_comparison(out_folder, found, language)
-    document = found.model_dump(mode="json") | {"regressions": [change.metric for change in found.regressions]}
+    document = found.model_dump(mode="json") | {"regressions": list(found.worse)}
     out(document, json, lambda: _comparison(found))
-    if found.regressions:
+    if found.worse:
         raise typer.Exit(GATE_REFUSED)
 
 
@@ -67,7 +67,25 @@ def _comparison(found: Comparison) -> str:
         for by, values in counts.items():
             most = ", ".join(f"{value} {n}" for value, n in list(values.items())[:8])
             parts.append(f"{title} by {by}: {most}")
+    if found.texts:
+        parts += ["bits per byte of the fixed text, lower is better", _texts(found)]
     if found.times.ratio:
         times = f"{found.times.before_p50_ms:.0f} -> {found.times.after_p50_ms:.0f} ms"
         parts.append(f"latency p50: {times} (x {found.times.ratio:.2f}, {found.times.n} tasks)")
     return "\n".join([*parts, *found.notes])
+
+
+def _texts(found: Comparison) -> str:
+    rows = [
+        [
+            change.kind,
+            f"{change.before:.3f}",
+            f"{change.after:.3f}",
+            f"{change.difference:+.4f}",
+            f"{change.low:+.4f} to {change.high:+.4f}",
+            f"{(change.ratio - 1) * 100:+.2f} %",
+            "worse" if change.regression else "",
+        ]
+        for change in found.texts
+    ]
+    return table(rows, ["passages", "before", "after", "difference", "95 % interval", "", ""])

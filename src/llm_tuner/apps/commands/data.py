@@ -1,20 +1,18 @@
-"""`llm-tuner data`: make tasks and attempts, look at them."""
+"""`llm-tuner data`: make tasks and attempts, look at them. What works on whole data sets is in data_sets.py."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from llm_tuner.apps.commands import data_sets
 from llm_tuner.apps.commands.synthesize import synthesize
 from llm_tuner.apps.commands.tune import RuntimeName, open_runtime
-from llm_tuner.apps.console import Json, drive, out, table
+from llm_tuner.apps.console import Json, drive, out, page, table
 
-if TYPE_CHECKING:
-    from llm_tuner.types import Task
-
-app = typer.Typer(help="Data: collect tasks and attempts from a hub, show them.", no_args_is_help=True)
+app = typer.Typer(help="Data: make it from a hub, import, check, show, export.", no_args_is_help=True)
 app.command("synthesize")(synthesize)
 
 
@@ -54,28 +52,37 @@ def collect(
         out(document, json, lambda: table(rows, ["suite", "made", "accepted"]) + f"\n{folder}")
 
 
+app.command("import")(data_sets.import_files)
+app.command("export")(data_sets.export)
+app.command("check")(data_sets.check)
+app.command("card")(data_sets.card)
+
+
 @app.command()
 def show(
-    file: Annotated[Path, typer.Argument(help="A suite file (train.jsonl, held-out.jsonl, ...).")],
+    file: Annotated[Path, typer.Argument(metavar="DIR|FILE", help="A data set, or a suite file.")],
     limit: Annotated[int, typer.Option(min=1)] = 10,
+    kind: Annotated[str, typer.Option(help="Only this kind (single, several, sequence, answer, no_call, ...).")] = "",
+    language: Annotated[str, typer.Option(help="Only this language (en, ja, ...).")] = "",
+    random: Annotated[int, typer.Option(min=0, help="So many at random, instead of the first ones.")] = 0,
+    seed: Annotated[int, typer.Option(help="Chooses the random ones.")] = 0,
     json: Json = False,
 ) -> None:
-    """The tasks of a suite file: request, tools offered, what a right answer calls.
+    """The rows of a data set or of a suite file, to be read: conversation, tools offered, what is right, the verdict.
 
-    Example: llm-tuner data show held-out.jsonl --limit 3
+    On a terminal a pager shows them.
+
+    Example: llm-tuner data show mine --random 20 --language ja
     """
-    from llm_tuner.store.suite import load
+    from llm_tuner.data import readable
+    from llm_tuner.data.dataset import chosen, open_examples
 
-    suite = load(file)
-    shown = suite.tasks[:limit]
-    rows = [[t.category, t.language, str(len(t.tools)), t.request[:60], _expected(t)] for t in shown]
-    document = [t.model_dump(mode="json", exclude_defaults=True) | {"id": t.id} for t in shown]
-    head = ["category", "lang", "tools", "request", "expected"]
-    out(document, json, lambda: table(rows, head) + f"\n{len(shown)} of {len(suite.tasks)} tasks, hash {suite.hash}")
-
-
-def _expected(task: Task) -> str:
-    if task.expect.kind == "any":
-        return "any call"
-    calls = getattr(task.expect, "calls", ())
-    return ", ".join(f"{call.name}({', '.join(call.arguments)})" for call in calls) or "no call"
+    found = chosen(
+        open_examples(file), most=random or limit, draw=bool(random), seed=seed, kind=kind, language=language
+    )
+    document = [
+        e.task.model_dump(mode="json", exclude_defaults=True)
+        | {"id": e.task.id, "side": e.task.side, "attempt": e.attempt.model_dump(mode="json", exclude_defaults=True)}
+        for e in found
+    ]
+    out(document, json, lambda: page("\n\n".join("\n".join(readable.lines(example)) for example in found)))

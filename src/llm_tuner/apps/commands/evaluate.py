@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,7 +24,10 @@ DEFAULT_MODEL = "qwen2.5-coder:0.5b"
 MOST_NOTES = 20
 """So many rows that cannot be judged are named one by one."""
 
-CATEGORIES_HELP = "BFCL categories or groups, with commas: all, non_live, live, python, non_python, hallucination."
+CATEGORIES_HELP = (
+    "BFCL categories (simple_python, ...) or groups, with commas: all, non_live, live, python, non_python, "
+    "hallucination; `eval bfcl` knows multi_turn, too."
+)
 
 Model = Annotated[
     str,
@@ -33,13 +37,27 @@ Model = Annotated[
 ]
 Ollama = Annotated[str, typer.Option("--ollama", help="A model of the Ollama server.")]
 BaseUrl = Annotated[str, typer.Option("--base-url", help="MODEL is served by this OpenAI-compatible URL.")]
+Context = Annotated[int, typer.Option("--context", min=512, help="Window of the model, in tokens.")]
+Threads = Annotated[int, typer.Option("--threads", min=0, help="Of the embedded runtime; 0: every core.")]
+Parallel = Annotated[
+    int, typer.Option("--parallel", min=1, help="Requests at a time (single-turn); times include waiting.")
+]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for the attempts and report.json, .md, .html.")]
 
 
-def _target(model: str, ollama: str, base_url: str) -> Target:
+def _target(
+    model: str, ollama: str, base_url: str, *, context: int = 8192, threads: int = 0, at_a_time: int = 1
+) -> Target:
     from llm_tuner.evaluation.target import Target
 
-    return Target(model=model or ("" if ollama else DEFAULT_MODEL), ollama=ollama, base_url=base_url)
+    return Target(
+        model=model or ("" if ollama else DEFAULT_MODEL),
+        ollama=ollama,
+        base_url=base_url,
+        context=context,
+        threads=threads,
+        at_a_time=at_a_time,
+    )
 
 
 @app.command()
@@ -48,6 +66,9 @@ def suite(
     model: Model = "",
     ollama: Ollama = "",
     base_url: BaseUrl = "",
+    context: Context = 8192,
+    threads: Threads = 0,
+    parallel: Parallel = 1,
     out_folder: Out = None,
     json: Json = False,
 ) -> None:
@@ -61,7 +82,8 @@ def suite(
     from llm_tuner.store.suite import load
 
     tasks = load(file)
-    report = drive(evaluate(_target(model, ollama, base_url), tasks, out=out_folder))
+    target = _target(model, ollama, base_url, context=context, threads=threads, at_a_time=parallel)
+    report = drive(evaluate(target, tasks, out=out_folder))
     _show([report], json)
 
 
@@ -128,6 +150,11 @@ def bfcl(
     base_url: BaseUrl = "",
     categories: Annotated[str, typer.Option(help=CATEGORIES_HELP)] = "non_live",
     limit: Annotated[int | None, typer.Option(min=1, help="Tasks of each category, a seeded sample.")] = None,
+    seed: Annotated[int, typer.Option(help="Which tasks --limit takes.")] = 0,
+    context: Context = 8192,
+    threads: Threads = 0,
+    parallel: Parallel = 1,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of one answer.")] = 1024,
     lenient: Annotated[bool, typer.Option(help="Multi-turn: calls written as text are carried out, too.")] = False,
     out_folder: Out = None,
     json: Json = False,
@@ -141,28 +168,24 @@ def bfcl(
 
     Example: llm-tuner eval bfcl --model demo:stable --categories simple_python,hallucination --limit 50
     """
-    from llm_tuner.evaluation import bfcl as benchmark
-    from llm_tuner.evaluation import bfcl_multi_turn as conversations
-    from llm_tuner.evaluation.leaderboard import of_reports
-    from llm_tuner.evaluation.target import evaluate
+    from llm_tuner.evaluation.benchmark import evaluate_categories
 
-    reports = []
-    for category in conversations.named(categories):
-        if category in conversations.CATEGORIES:
-            steps = conversations.evaluate(
-                _target(model, ollama, base_url),
-                category,
-                limit,
-                reading="lenient" if lenient else "native",
-                out=out_folder / category if out_folder else None,
-            )
-            reports.append(drive(steps))
-            continue
-        drive(benchmark.fetch())
-        tasks = benchmark.load(category, limit)
-        folder = out_folder / category if out_folder else None
-        target = _target(model, ollama, base_url)
-        reports.append(drive(evaluate(target, tasks, rules="bfcl", out=folder)))
+    steps = evaluate_categories(
+        _target(model, ollama, base_url, context=context, threads=threads, at_a_time=parallel),
+        categories,
+        limit,
+        seed=seed,
+        reading="lenient" if lenient else "native",
+        out=out_folder,
+        max_tokens=max_tokens,
+    )
+    print_benchmark(drive(steps), json)
+
+
+def print_benchmark(reports: Sequence[Report], json: bool) -> None:
+    """The rates of each category, then the scores of the groups and over all, in both readings."""
+    from llm_tuner.evaluation.leaderboard import of_reports
+
     scores = {"native": of_reports(reports), "lenient": of_reports(reports, "lenient")}
     if json:
         documents = [report.model_dump(mode="json", exclude={"verdicts"}) for report in reports]
@@ -197,19 +220,23 @@ def _interval(value: float | None, low: float | None, high: float | None) -> lis
     return [f"{value * 100:.2f} %", f"{low * 100:.1f}-{high * 100:.1f}"]
 
 
-def _show(reports: list[Report], json: bool) -> None:
+def _show(reports: Sequence[Report], json: bool) -> None:
     document: list[dict[str, Any]] = [report.model_dump(mode="json", exclude={"verdicts"}) for report in reports]
 
     def text() -> str:
+        from llm_tuner.evaluation.summary import summary
+
         rows = []
         for report in reports:
             for key, rate in report.rates.items():
                 if rate.value is not None and rate.low is not None and rate.high is not None:
                     interval = f"{rate.low * 100:.1f}-{rate.high * 100:.1f}"
                     rows.append([report.suite, key, f"{rate.value * 100:.1f} %", interval, f"{rate.k}/{rate.n}"])
-            rows.append(
-                [report.suite, "latency p50", f"{report.latency.p50_ms or 0:.0f} ms", "", str(report.latency.n)]
-            )
-        return table(rows, ["suite", "rate", "value", "95 % interval", "of"])
+            took = f"{report.latency.p50_ms:.0f} ms" if report.latency.p50_ms is not None else "–"
+            rows.append([report.suite, "latency p50", took, "", str(report.latency.n)])
+            if failed := report.reasons.get("backend_error", 0):
+                rows.append([report.suite, "requests that failed", str(failed), "", f"{failed}/{report.n}"])
+        said = "\n".join(filter(None, map(summary, reports)))
+        return f"{table(rows, ['suite', 'rate', 'value', '95 % interval', 'of'])}\n{said}"
 
     out(document, json, text)

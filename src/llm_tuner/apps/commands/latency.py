@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -26,15 +26,21 @@ def latency(
     threads: Annotated[int, typer.Option(min=0, help="Of the embedded runtime; 0 takes every core.")] = 0,
     size: Annotated[float, typer.Option(min=0, help="Billions of weights, where the server does not say.")] = 0,
     gpu: Annotated[bool, typer.Option("--gpu", help="It runs on a GPU, where the server does not say.")] = False,
+    targets: Annotated[str | None, typer.Option(help="Billions of weights = ms.", metavar="1.5=500,7=2000")] = None,
+    language: Annotated[Literal["en", "ja"], typer.Option(help="Of the pages.")] = "en",
+    out_folder: Annotated[Path | None, typer.Option("--out", help="Folder for latency.json, .md and .html.")] = None,
     json: Json = False,
 ) -> None:
     """Time to the first token and to the whole answer, cold and warm, one and several at a time, and tokens/s.
 
-    The warm median of single requests is held against the target: 500 ms up to 1.5B, 2,000 ms up to 7B, on a GPU.
+    The warm median of single requests is held against the target, on a GPU: 500 ms up to 1.5B, 2,000 ms up to 7B,
+    unless --targets or LLM_TUNER_LATENCY_TARGETS says otherwise.
 
     Example: llm-tuner eval latency --model qwen2.5-coder:1.5b --concurrency 1,2,4 --requests 50
     """
+    from llm_tuner.apps.settings import latency_targets
     from llm_tuner.evaluation.latency import default_workload, time_target, workload_of
+    from llm_tuner.evaluation.render import write_latency
     from llm_tuner.evaluation.target import Target
     from llm_tuner.store.suite import load
 
@@ -49,8 +55,11 @@ def latency(
             max_tokens=max_tokens,
             parameters=round(size * 1e9),
             gpu=gpu,
+            targets_ms=latency_targets(targets),
         )
     )
+    if out_folder:
+        write_latency(out_folder, report, language)
     out(report.model_dump(mode="json"), json, lambda: _latency(report))
 
 

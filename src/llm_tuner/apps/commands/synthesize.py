@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llm_tuner.apps.commands.data_sets import Benchmark, references
 from llm_tuner.apps.console import Json, drive, note, out, table
 
 if TYPE_CHECKING:
+    from llm_tuner.data.overlap import Reference
     from llm_tuner.data.plan import HubMix
     from llm_tuner.types import Backend
 
@@ -42,6 +45,7 @@ def synthesize(
         str, typer.Option(help='Rewords requests: "local", or URL#MODEL of an OpenAI-style server.')
     ] = "",
     benches: Annotated[int, typer.Option(min=1, max=16, help="Boxes that work side by side.")] = 2,
+    benchmark: Benchmark = True,
     json: Json = False,
 ) -> None:
     """Make a data set from a hub: requests in English and Japanese with calls that were checked and executed.
@@ -77,12 +81,14 @@ def synthesize(
     )
     if execute and not available():
         note("There is no working bubblewrap (bwrap): the servers run without a sandbox, in a throw-away folder.")
-    document = _built(load(hub), asked, folder, writer, benches)
+    document = _built(load(hub), asked, folder, writer, benches, references(benchmark))
     document["folder"] = str(folder.absolute())
     out(document, json, lambda: _text(document))
 
 
-def _built(configs: Any, asked: HubMix, folder: Path, writer: str, benches: int) -> dict[str, Any]:
+def _built(
+    configs: Any, asked: HubMix, folder: Path, writer: str, benches: int, against: Mapping[str, Iterable[Reference]]
+) -> dict[str, Any]:
     from contextlib import ExitStack
 
     from llm_tuner.data.build import build
@@ -90,7 +96,7 @@ def _built(configs: Any, asked: HubMix, folder: Path, writer: str, benches: int)
 
     with ExitStack() as stack:
         words = Writer(_backend(writer, stack)) if writer else None
-        return drive(build(configs, asked, folder, writer=words, benches=benches))
+        return drive(build(configs, asked, folder, writer=words, benches=benches, against=against))
 
 
 def _backend(writer: str, stack: Any) -> Backend:

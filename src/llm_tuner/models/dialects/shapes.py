@@ -12,6 +12,8 @@ import re
 from collections.abc import Container, Sequence
 from typing import NoReturn
 
+from pydantic_core import to_json
+
 from llm_tuner.types import Json, ToolCall, ToolSpec
 
 NAME_KEYS = ("name", "function")
@@ -48,6 +50,7 @@ def values_at(text: str, start: int) -> tuple[list[tuple[Json, str]], int]:
             return found, end
         try:
             value, stop = _DECODER.raw_decode(text, at)
+            value = printable(value)
         except (ValueError, RecursionError):
             return found, end
         found.append((value, text[at:stop]))
@@ -80,7 +83,23 @@ def arguments_of(value: Json) -> tuple[dict[str, Json], str]:
         return {}, ""
     if not isinstance(value, dict):
         return {}, f"the arguments are a JSON {type(value).__name__}, not an object"
+    try:
+        value = printable(value)
+        to_json(value)
+    except (ValueError, RecursionError):
+        return {}, "the arguments are nested too deeply to be kept"
     return value, ""
+
+
+def printable(value: Json) -> Json:
+    """The value with question marks for half characters, which JSON text may hold and our files may not. Raises
+    RecursionError for one that is nested too deeply."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.loads(text.encode("utf-8", "replace"))
+    return value
 
 
 def broken(raw: str) -> ToolCall:
