@@ -34,6 +34,17 @@ def test_nearly_every_slot_has_a_draft_that_passes_the_checks():
         assert made.calls or made.reply
 
 
+def test_several_calls_could_not_be_one():
+    for slot, made in DRAFTS:
+        if slot.kind == "several":
+            memory = [
+                call.name for call in made.calls if call.name.endswith(("_entities", "_observations", "_relations"))
+            ]
+            assert len(set(memory)) == len(memory)
+            if "read_multiple_files" in slot.catalogue.names:
+                assert [call.name for call in made.calls].count("read_text_file") < 2
+
+
 def test_the_sides_share_no_request():
     sides = [{made.request.casefold() for slot, made in DRAFTS if slot.side == side} for side in ("train", "held-out")]
     assert not sides[0] & sides[1]

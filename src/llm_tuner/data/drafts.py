@@ -228,6 +228,8 @@ def _several(slot: Slot, tools: Mapping[str, ToolSpec], rng: random.Random) -> D
         raise Impossible("the same call twice in one request")
     if _entangled(calls):
         raise Impossible("calls that change what another one of them sees")
+    if _mergeable(calls, slot.catalogue):
+        raise Impossible("calls that one call could make")
     joins = phrases().joins[tongue(slot.language)]
     request = parts[0].request
     if count > 2:
@@ -239,6 +241,20 @@ def _several(slot: Slot, tools: Mapping[str, ToolSpec], rng: random.Random) -> D
     return Draft(request, calls, said=merged, constants=constants, generic=any(part.generic for part in parts))
 
 
+_TOGETHER = {"read_text_file": "read_multiple_files", "read_file": "read_multiple_files"}
+"""Tools whose calls another tool makes in one."""
+
+
+def _mergeable(calls: Sequence[ToolCall], catalogue: Catalogue) -> bool:
+    """Whether two of the calls could as well be one: they differ in lists only, or a tool for many is offered."""
+    names = [call.name for call in calls]
+    if any(names.count(one) > 1 and many in catalogue.names for one, many in _TOGETHER.items()):
+        return True
+    rest = [canonical_json([c.name, {k: v for k, v in c.arguments.items() if not isinstance(v, list)}]) for c in calls]
+    listed = [any(isinstance(value, list) for value in call.arguments.values()) for call in calls]
+    return any(has and rest.count(plain) > 1 for plain, has in zip(rest, listed, strict=True))
+
+
 def _joined(join: str, a: str, b: str) -> str:
     """Two requests as one text, with one full stop between them and a small letter after a comma."""
     if join.split("{b}")[0].endswith(", ") and len(b) > 1 and b[0].isupper() and b[1].islower():
@@ -246,7 +262,7 @@ def _joined(join: str, a: str, b: str) -> str:
     text = join.format(a=a.rstrip("。. "), b=b)
     for double, one in (("?.", "?"), ("!.", "!"), ("？。", "？"), ("！。", "！"), ("?。", "？"), ("？.", "？")):
         text = text.replace(double, one)
-    return text
+    return re.sub(r"(?<=[!-~])。(?=[A-Z])", ". ", text)  # two English sentences
 
 
 _CHANGES = re.compile(

@@ -72,7 +72,8 @@ class Lack(Sentences):
 
 
 class ToolWording(Value):
-    """A tool's ways. A `volatile` tool answers something else each time: its result stands in no history."""
+    """A tool's ways. The result of a `volatile` tool stands in no history: it differs each time,
+    or it is too long."""
 
     rivals: tuple[str, ...] = ()
     near: tuple[str, ...] = ()
