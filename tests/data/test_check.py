@@ -144,6 +144,6 @@ def test_sides_secrets_withheld_tools_and_benchmarks(data_set: Path) -> None:
 def test_no_set_and_a_half_made_one(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no data\.json"):
         checked(tmp_path)
-    (tmp_path / ".draft").mkdir()
+    (tmp_path / ".partial").mkdir()
     with pytest.raises(DataError, match="was not finished"):
         checked(tmp_path)

@@ -15,7 +15,7 @@ import pytest
 from rows import FORMATS, take, write_lines, xlam_row
 
 from llm_tuner.data import intake
-from llm_tuner.data.dataset import DRAFT, Draft, chosen, open_examples, read_examples
+from llm_tuner.data.dataset import PARTIAL, PartialSet, chosen, open_examples, read_examples
 from llm_tuner.data.overlap import Reference
 from llm_tuner.data.rejections import Rejection
 from llm_tuner.store import read_jsonl
@@ -55,7 +55,7 @@ def test_every_row_comes_out_as_an_example_or_as_a_rejection(tmp_path: Path) -> 
         examples = list(read_examples(tmp_path / "set", side))
         assert len(examples) == counts[side]
         assert all(e.task.side == side and e.task.source == "xlam-function-calling-60k" for e in examples)
-    assert not (tmp_path / "set" / DRAFT).exists()
+    assert not (tmp_path / "set" / PARTIAL).exists()
 
 
 def test_the_same_command_again_reuses_what_is_there(tmp_path: Path) -> None:
@@ -125,13 +125,13 @@ def test_secrets_never_touch_the_disk(tmp_path: Path, monkeypatch: pytest.Monkey
     rows += [{"query": secret, "tools": "[", "answers": "[]"}, {"prompt": token}]
     file = write_lines(tmp_path / "x.jsonl", rows)
     seen: list[bytes] = []
-    publish = Draft.publish
+    publish = PartialSet.publish
 
-    def look(self: Draft) -> None:
+    def look(self: PartialSet) -> None:
         seen.extend(path.read_bytes() for path in self.path.iterdir())
         publish(self)
 
-    monkeypatch.setattr(Draft, "publish", look)
+    monkeypatch.setattr(PartialSet, "publish", look)
     found = take([file], tmp_path / "set", salt="")
     seen.extend(path.read_bytes() for path in (tmp_path / "set").iterdir())
     assert len(seen) > 8
@@ -208,7 +208,7 @@ def test_after_sigkill_the_same_command_goes_on_without_a_row_twice_or_lost(tmp_
     for wanted in (40_000, 120_000, 250_000, 330_000):  # bytes written, at which the process is killed
         process = start(mixed, out, every=25)
         while process.poll() is None:
-            written = sum(p.stat().st_size for p in (out / DRAFT).glob("*.jsonl")) if (out / DRAFT).is_dir() else 0
+            written = sum(p.stat().st_size for p in (out / PARTIAL).glob("*.jsonl")) if (out / PARTIAL).is_dir() else 0
             if written > wanted:
                 process.send_signal(signal.SIGKILL)
                 kills += 1
@@ -232,7 +232,7 @@ def test_a_failure_at_any_place_is_gone_on_from(
     monkeypatch.setattr(intake, "EVERY", 100)
     whole = tmp_path / "whole"
     take([mixed], whole)
-    out, commit, replace, tries = tmp_path / "set", Draft.commit, os.replace, 0
+    out, commit, replace, tries = tmp_path / "set", PartialSet.commit, os.replace, 0
 
     class Killed(Exception):
         pass
@@ -241,7 +241,7 @@ def test_a_failure_at_any_place_is_gone_on_from(
         tries += 1
         left = 3  # the first commit repeats the one that was gone on from
 
-        def failing_commit(self: Draft, **facts: Any) -> None:
+        def failing_commit(self: PartialSet, **facts: Any) -> None:
             nonlocal left
             left -= 1
             if left == 0:
@@ -255,7 +255,7 @@ def test_a_failure_at_any_place_is_gone_on_from(
                 raise Killed
             replace(a, b)
 
-        monkeypatch.setattr(Draft, "commit", failing_commit)
+        monkeypatch.setattr(PartialSet, "commit", failing_commit)
         monkeypatch.setattr(os, "replace", failing_replace)
         try:
             take([mixed], out)
@@ -267,17 +267,17 @@ def test_a_failure_at_any_place_is_gone_on_from(
 
 
 def test_two_processes_do_not_write_the_same_set(tmp_path: Path, mixed: Path) -> None:
-    draft = Draft(tmp_path / "set", "k")
+    partial = PartialSet(tmp_path / "set", "k")
     try:
         with pytest.raises(SetupError, match="Another process"):
-            Draft(tmp_path / "set", "k")
+            PartialSet(tmp_path / "set", "k")
     finally:
-        draft.close()
-    draft = Draft(tmp_path / "set", "k")
-    draft.commit()
-    draft.close()
+        partial.close()
+    partial = PartialSet(tmp_path / "set", "k")
+    partial.commit()
+    partial.close()
     with pytest.raises(DataError, match="another data set"):
-        Draft(tmp_path / "set", "other")
+        PartialSet(tmp_path / "set", "other")
 
 
 # -------------------------------------------------------------------------------------------------------------- memory

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from llm_tuner.data import readable
 from llm_tuner.data.dataset import file_hash, read_examples
 from llm_tuner.data.examples import Example, calls_wanted
+from llm_tuner.data.rejections import Rejection
 from llm_tuner.data.split import Withheld
 from llm_tuner.store import write_atomic
 from llm_tuner.types import Event, Json, Renderer, Value
@@ -66,6 +67,7 @@ class Card(Value):
     scrubbed: dict[str, int]
     against: dict[str, int]
     made: dict[str, Json]
+    files: list[dict[str, Json]]
     hashes: dict[str, str]
     rows: tuple[Shown, ...]
 
@@ -99,10 +101,11 @@ def describe(
         left_out={name: len(counter) - _MOST for name, counter in counts.items() if len(counter) > _MOST},
         lengths=_percentiles(lengths),
         length_unit="tokens" if renderer is not None else "characters",
-        rejected=_by_stage(facts.get("counts", {}).get("rejected", {})),
+        rejected=_rejected(folder / "rejected.jsonl"),
         scrubbed=facts.get("scrubbed", {}),
         against=facts.get("against", {}),
-        made={name: facts[name] for name in ("made", "config", "files", "versions") if name in facts},
+        made={name: facts[name] for name in ("made", "config", "versions") if name in facts},
+        files=facts["files"] if isinstance(facts.get("files"), list) else [],
         hashes={p.name: file_hash(p) for p in sorted(folder.glob("*.jsonl"))},
         rows=tuple(map(_shown, chosen)),
     )
@@ -154,10 +157,15 @@ def _percentiles(lengths: Counter[int]) -> dict[str, int]:
     return out
 
 
-def _by_stage(rejected: Mapping[str, int]) -> dict[str, dict[str, int]]:
+def _rejected(path: Path) -> dict[str, dict[str, int]]:
+    counts: Counter[tuple[str, str]] = Counter()
+    if path.is_file():
+        with path.open("rb") as file:
+            for line in file:
+                rejection = Rejection.model_validate_json(line)
+                counts[rejection.stage, rejection.reason] += 1
     out: dict[str, dict[str, int]] = {}
-    for name, count in sorted(rejected.items(), key=lambda pair: (-pair[1], pair[0])):
-        stage, _, reason = name.partition(":")
+    for (stage, reason), count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])):
         out.setdefault(stage, {})[reason] = count
     return out
 

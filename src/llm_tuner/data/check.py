@@ -13,7 +13,7 @@ from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from llm_tuner.data.dataset import SIDES, file_hash, manifest
+from llm_tuner.data.dataset import SIDES, file_hash, hashes_of, manifest
 from llm_tuner.data.duplicates import drop_duplicates
 from llm_tuner.data.examples import Example
 from llm_tuner.data.overlap import Reference, References, said, telling
@@ -95,13 +95,13 @@ class _Look:
             self.shown.setdefault(kind, []).append(sentence)
 
     def files(self) -> None:
-        for name, wanted in (self.found.get("hashes") or {}).items():
+        for name, wanted in hashes_of(self.found).items():
             path = self.folder / name
             if not path.is_file():
                 self.problem("missing_file", f"{name} is not there")
             elif file_hash(path) != wanted:
                 self.problem("changed_file", f"{name} was changed after the set was made")
-        for name in (*(f"{side}.jsonl" for side in SIDES), "attempts.jsonl", "rejected.jsonl"):
+        for name in ("train.jsonl", "attempts.jsonl", "rejected.jsonl"):
             if not (self.folder / name).is_file():
                 self.problem("missing_file", f"{name} is not there")
 

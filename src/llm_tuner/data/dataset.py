@@ -7,8 +7,8 @@
     card.json, card.md, card.html for people
 
 Not a run folder (store), and no rule of what comes in. The rule it protects: a data set that is being made lies in
-`.draft` inside its folder and cannot be taken for a whole one; a draft goes on after a kill at the last commit, without
-a row twice and without one lost; `data.json` is the last file to appear."""
+`.partial` inside its folder and cannot be taken for a whole one; it goes on after a kill at the last commit, without a
+row twice and without one lost; `data.json` is the last file to appear."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from llm_tuner.store.suite import load
 from llm_tuner.types import Attempt, DataError, Json, SetupError
 
 SIDES = ("train", "held-out")
-DRAFT = ".draft"
+PARTIAL = ".partial"
 MANIFEST = "data.json"
 FORMAT = 1
 
@@ -70,12 +70,12 @@ class LineFile:
         self._file.close()
 
 
-class Draft:
+class PartialSet:
     """A data set in the making. Indexes, sizes of the files and the place in the input are committed together, in one
-    SQLite transaction: whatever a killed process did after its last commit is undone when the draft is opened again."""
+    SQLite transaction: whatever a killed process did after its last commit is undone when it is opened again."""
 
     def __init__(self, folder: Path, key: str) -> None:
-        self.folder, self.path = folder, folder / DRAFT
+        self.folder, self.path = folder, folder / PARTIAL
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -99,7 +99,9 @@ class Draft:
         self.resumed = self.fact("key") is not None
         if self.fact("key", key) != key:
             self.database.close()
-            raise DataError(f"{self.path} is the draft of another data set. Finish that one, or delete its draft.")
+            raise DataError(
+                f"{self.path} belongs to another data set, not finished. Finish that one, or delete the folder."
+            )
         self.set_fact("key", key)
 
     def fact(self, name: str, default: Any = None) -> Any:
@@ -157,7 +159,7 @@ class Draft:
         self._outputs.clear()
 
     def publish(self) -> None:
-        """Moves the finished files into the data set's folder, `data.json` last, and removes the draft."""
+        """Moves the finished files into the data set's folder, `data.json` last, and removes the partial one."""
         self.database.close()
         names = [p.name for p in sorted(self.path.iterdir()) if p.suffix in (".jsonl", ".json", ".md", ".html")]
         for name in sorted(names, key=lambda name: name == MANIFEST):
@@ -175,13 +177,19 @@ def manifest(folder: Path) -> dict[str, Any]:
     """How the data set was made. Raises DataError where there is none."""
     if not (folder / MANIFEST).is_file():
         unfinished = (
-            " An import into it was not finished: the same command goes on." if (folder / DRAFT).is_dir() else ""
+            " An import into it was not finished: the same command goes on." if (folder / PARTIAL).is_dir() else ""
         )
         raise DataError(f"{folder} is no data set: it has no {MANIFEST}.{unfinished}")
     found = read_json(folder / MANIFEST)
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise DataError(f"{folder / MANIFEST} is not of the format {FORMAT} that this version reads.")
     return found
+
+
+def hashes_of(facts: Mapping[str, Any]) -> dict[str, str]:
+    """The hashes that data.json gives of the set's files; a set made from a hub has them under `files`."""
+    found = facts.get("hashes") or facts.get("files")
+    return found if isinstance(found, dict) else {}
 
 
 def write_manifest(folder: Path, facts: Mapping[str, Json]) -> dict[str, Json]:

@@ -1,6 +1,6 @@
 """The import: files that people have -> a data set that is read, clean, divided and described.
 
-Not a format (importers) and no rule of its own: it sets the stages in order and makes the draft go on after a kill.
+Not a format (importers) and no rule of its own: it sets the stages in order and makes it all go on after a kill.
 
     read -> licence -> scrub -> form -> quarantine -> duplicates -> overlap with benchmarks -> side
          -> (train only, when the held-out side is known) overlap with the held-out side
@@ -21,7 +21,7 @@ from typing import Any
 
 from llm_tuner.data import card
 from llm_tuner.data.cleaning import cleaning
-from llm_tuner.data.dataset import DRAFT, MANIFEST, Draft, LineFile, file_hash, manifest, write_manifest
+from llm_tuner.data.dataset import MANIFEST, PARTIAL, LineFile, PartialSet, file_hash, manifest, write_manifest
 from llm_tuner.data.examples import Example, Item, piped
 from llm_tuner.data.importers import Importer, named, read_row, recognise
 from llm_tuner.data.overlap import Reference, References, drop_overlaps
@@ -56,7 +56,7 @@ def take_in(
     """Makes the data set `out` out of these files and returns its data.json. `references`: texts that must not be
     trained on, by the name of what they belong to ("bfcl").
 
-    A set that was made already of the same files in the same way is returned as it is; a draft that was killed goes on.
+    A set that was made already of the same files in the same way is returned as it is; one that was killed goes on.
     Raises DataError for a file that is in no known format or is a benchmark, EmptyData where nothing is left.
     """
     importers = [_importer(path, config.format) for path in files]
@@ -69,18 +69,18 @@ def take_in(
             raise DataError(
                 f"{out} holds a data set that was made otherwise. Choose another folder, or delete this one."
             )
-        shutil.rmtree(out / DRAFT, ignore_errors=True)  # killed between the last file and the end
+        shutil.rmtree(out / PARTIAL, ignore_errors=True)  # killed between the last file and the end
         return manifest(out)
-    draft = Draft(out, key)
+    partial = PartialSet(out, key)
     try:
-        if draft.fact("phase") != "publish":
-            build = _Build(draft, config, against)
+        if partial.fact("phase") != "publish":
+            build = _Build(partial, config, against)
             yield from build.read(files, importers)
             yield from build.separate()
             yield from build.finish({"made": "import", "key": key, "config": shown, "files": sources})
-        draft.publish()
+        partial.publish()
     finally:
-        draft.close()
+        partial.close()
     return manifest(out)
 
 
@@ -98,21 +98,21 @@ def _size(path: Path) -> dict[str, Json]:
 
 
 class _Build:
-    """One build: the draft, its open files, its counts."""
+    """One build: the partial set, its open files, its counts."""
 
-    def __init__(self, draft: Draft, config: Intake, against: Mapping[str, list[Reference]]) -> None:
-        self.draft, self.config, self.against = draft, config, against
-        self.counts: Counter[str] = Counter(draft.fact("counts", {}))
-        self.rejected: Counter[str] = Counter(draft.fact("rejected", {}))
-        # Made once and kept until the draft is published: a build that goes on must use the same placeholders.
-        salt = config.salt or draft.fact("salt") or secrets.token_hex(32)
-        draft.set_fact("salt", salt)
+    def __init__(self, partial: PartialSet, config: Intake, against: Mapping[str, list[Reference]]) -> None:
+        self.partial, self.config, self.against = partial, config, against
+        self.counts: Counter[str] = Counter(partial.fact("counts", {}))
+        self.rejected: Counter[str] = Counter(partial.fact("rejected", {}))
+        # Made once and kept until the set is published: a build that goes on must use the same placeholders.
+        salt = config.salt or partial.fact("salt") or secrets.token_hex(32)
+        partial.set_fact("salt", salt)
         self.scrubber = Scrubber(salt)
-        self.scrubber.found.update(draft.fact("scrubbed", {}))
-        self.held_out = References(draft.database, "held_out")
+        self.scrubber.found.update(partial.fact("scrubbed", {}))
+        self.held_out = References(partial.database, "held_out")
 
     def commit(self, **facts: Json) -> None:
-        self.draft.commit(
+        self.partial.commit(
             counts=dict(self.counts),
             rejected=dict(self.rejected),
             scrubbed=dict(self.scrubber.found),
@@ -127,13 +127,13 @@ class _Build:
 
     def read(self, files: Sequence[Path], importers: Sequence[Importer]) -> Generator[Event, None, None]:
         """Every row through every stage that looks at one example; train examples wait as candidates."""
-        if self.draft.fact("phase"):
+        if self.partial.fact("phase"):
             return
-        held_out, candidates = self.draft.suite("held-out"), self.draft.suite("candidates")
-        attempts, waiting = self.draft.lines("attempts.jsonl"), self.draft.lines("candidates-attempts.jsonl")
-        rejected = self.draft.lines("rejected.jsonl")
+        held_out, candidates = self.partial.suite("held-out"), self.partial.suite("candidates")
+        attempts, waiting = self.partial.lines("attempts.jsonl"), self.partial.lines("candidates-attempts.jsonl")
+        rejected = self.partial.lines("rejected.jsonl")
         stages = cleaning(
-            self.draft.database,
+            self.partial.database,
             self.scrubber,
             self.config.withheld,
             self.against,
@@ -145,25 +145,25 @@ class _Build:
             elif item.task.side == "held-out":
                 held_out.add(item.task)
                 attempts.add(item.attempt)
-                self.draft.count("held-out", item.task.id)
+                self.partial.count("held-out", item.task.id)
                 self.held_out.add_task(item.task)
             else:
                 candidates.add(item.task)
                 waiting.add(item.attempt)
-                self.draft.count("candidates", item.task.id)
+                self.partial.count("candidates", item.task.id)
             if seen % EVERY == 0:
                 yield Event(step="import", message=f"{self.counts['rows']} rows, {self.rejected.total()} rejections")
-        candidates.finish(self.draft.ids("candidates"))
-        held_out.finish(self.draft.ids("held-out"))
+        candidates.finish(self.partial.ids("candidates"))
+        held_out.finish(self.partial.ids("held-out"))
         for suite in (candidates, held_out):
-            self.draft.forget(suite.path.name)
+            self.partial.forget(suite.path.name)
         self.commit(phase="separate")
-        self.draft.close_files()
+        self.partial.close_files()
 
     def _rows(self, files: Sequence[Path], importers: Sequence[Importer]) -> Iterator[Item]:
         """The items of every row from the last commit on. A commit falls between two rows, when everything that came of
         the rows before has left the last stage."""
-        at_file, at_row = self.draft.fact("position", [0, 0])
+        at_file, at_row = self.partial.fact("position", [0, 0])
         for number in range(at_file, len(files)):
             start = at_row if number == at_file else 0
             for place, row in enumerate(rows(files[number])):
@@ -184,29 +184,29 @@ class _Build:
 
     def separate(self) -> Generator[Event, None, None]:
         """Train candidates that overlap with the held-out side fall; the others become the train side."""
-        if self.draft.fact("phase") != "separate":
+        if self.partial.fact("phase") != "separate":
             return
-        train = self.draft.suite("train")
-        attempts, rejected = self.draft.lines("attempts.jsonl"), self.draft.lines("rejected.jsonl")
-        total = self.draft.size_of("candidates")
+        train = self.partial.suite("train")
+        attempts, rejected = self.partial.lines("attempts.jsonl"), self.partial.lines("rejected.jsonl")
+        total = self.partial.size_of("candidates")
         for number, item in enumerate(piped(self._candidates(), drop_overlaps(self.held_out, "held-out"))):
             if isinstance(item, Rejection):
                 self.refuse(item, rejected)
             else:
                 train.add(item.task)
                 attempts.add(item.attempt)
-                self.draft.count("train", item.task.id)
+                self.partial.count("train", item.task.id)
             if number % EVERY == 0:
                 yield Event(step="separate", message="train from held-out", done=number, total=total, unit="example")
-        train.finish(self.draft.ids("train"))
-        self.draft.forget("train.jsonl")
+        train.finish(self.partial.ids("train"))
+        self.partial.forget("train.jsonl")
         self.commit(phase="finish")
-        self.draft.close_files()
+        self.partial.close_files()
 
     def _candidates(self) -> Iterator[Item]:
-        done = self.draft.fact("separated", 0)
-        with (self.draft.path / "candidates-attempts.jsonl").open("rb") as file:
-            tasks = long_suite.read(self.draft.path / "candidates.jsonl")
+        done = self.partial.fact("separated", 0)
+        with (self.partial.path / "candidates-attempts.jsonl").open("rb") as file:
+            tasks = long_suite.read(self.partial.path / "candidates.jsonl")
             for place, (task, line) in enumerate(zip(tasks, file, strict=True)):
                 if place < done:
                     continue
@@ -217,17 +217,17 @@ class _Build:
     # ------------------------------------------------------------------------------------------------------ last
 
     def finish(self, facts: Mapping[str, Json]) -> Generator[Event, None, None]:
-        """The card and data.json; from then on the draft is whole."""
+        """The card and data.json; from then on the set is whole."""
         for name in ("candidates.jsonl", "candidates-attempts.jsonl"):
-            (self.draft.path / name).unlink(missing_ok=True)
-        kept = {side: self.draft.size_of(side) for side in ("train", "held-out")}
+            (self.partial.path / name).unlink(missing_ok=True)
+        kept = {side: self.partial.size_of(side) for side in ("train", "held-out")}
         if not any(kept.values()):
-            told = self.draft.path / "rejected.jsonl"
-            shutil.copy(told, self.draft.folder / "rejected.jsonl")
-            shutil.rmtree(self.draft.path, ignore_errors=True)
+            told = self.partial.path / "rejected.jsonl"
+            shutil.copy(told, self.partial.folder / "rejected.jsonl")
+            shutil.rmtree(self.partial.path, ignore_errors=True)
             raise EmptyData(
                 f"None of {self.counts['rows']} rows became an example: {_told(self.rejected)}. "
-                f"{self.draft.folder / 'rejected.jsonl'} tells why, row by row."
+                f"{self.partial.folder / 'rejected.jsonl'} tells why, row by row."
             )
         written = {
             **facts,
@@ -236,9 +236,9 @@ class _Build:
             "scrubbed": dict(self.scrubber.found),
             "against": {name: len(texts) for name, texts in self.against.items()},
         }
-        found = yield from card.describe(self.draft.path, written, seed=self.config.seed)
-        card.write(self.draft.path, found)
-        write_manifest(self.draft.path, written)
+        found = yield from card.describe(self.partial.path, written, seed=self.config.seed)
+        card.write(self.partial.path, found)
+        write_manifest(self.partial.path, written)
         self.commit(phase="publish")
 
 

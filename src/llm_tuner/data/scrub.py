@@ -76,7 +76,8 @@ _MAY = re.compile(r"[@+]|\d[.-]\d|\(\d|/home/|[Uu]sers|[A-Za-z0-9_+/-]{12}|0[578
 
 _GENERIC = frozenset((
     "user", "username", "you", "me", "me.", "name", "yourname", "your-name", "your_name", "ubuntu", "root", "public",
-    "shared", "default", "dev", "guest", "runner", "node", "app", "admin", "example", "test", "testuser", "documents",
+    "shared", "default", "guest", "runner", "node", "app", "admin", "example", "test", "testuser", "documents",
+    "dev", "developer", "vscode", "work", "demo",
 ))  # fmt: skip
 _SAMPLE_DOMAINS = (".example", ".test", ".invalid", ".localhost", "example.com", "example.org", "example.net")
 _LET_BE = tuple(
