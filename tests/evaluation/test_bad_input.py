@@ -211,3 +211,16 @@ def test_no_such_category(server: BadServer, capsys: pytest.CaptureFixture[str])
     assert cli.run(command) == 4
     assert 'No BFCL category "simple_rust"' in capsys.readouterr().err
     assert server.asked == []
+
+
+def test_a_server_that_answers_nothing_is_no_measurement(
+    server: BadServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "suite.jsonl"
+    tool = {"name": "clock", "parameters": {"type": "object", "properties": {"zone": {"type": "string"}}}}
+    lines = [{"suite": "s", "tools": [tool]}, *({"request": f"number {i}", "expect": None} for i in range(3))]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    assert cli.run(["eval", "suite", str(file), "--base-url", f"{server.url}/v1", "--model", "m"]) == 10
+    said = capsys.readouterr()
+    assert "3 of 3 requests failed" in said.out
+    assert "Not one request was answered" in said.err

@@ -374,3 +374,28 @@ def test_what_models_write_is_not_held_in_memory(tmp_path: Path) -> None:
 
     few, many = peak(200), peak(1200)
     assert (many - few) / 1000 < 8000  # bytes an attempt: its verdicts and its place in the file
+
+
+@pytest.mark.parametrize("at_a_time", [1, 2])
+def test_half_a_character_in_a_server_s_error_is_kept_as_a_question_mark(tmp_path: Path, at_a_time: int) -> None:
+    backend = Scripted(ModelError("boom \ud83d"))
+    (report, attempts), _ = run(measure(SUITE, backend, out=tmp_path, at_a_time=at_a_time))
+    assert report.reasons == {"backend_error": 8}
+    assert {attempt.error for attempt in attempts} == {"boom ?"}
+
+
+def test_an_index_error_of_a_backend_does_not_pass_for_the_end_of_the_work() -> None:
+    with pytest.raises(IndexError):
+        run(measure(SUITE, Scripted(IndexError("ours")), at_a_time=2))
+
+
+def test_another_model_of_the_same_name_does_not_go_on_with_a_folder(tmp_path: Path) -> None:
+    def measured(served: str) -> None:
+        steps = measure_all((SUITE,), Scripted(), outs=(tmp_path,), served=served)
+        while next(steps, None) is not None:
+            pass
+
+    measured("scripted at one address")
+    measured("scripted at one address")
+    with pytest.raises(DataError, match="another model"):
+        measured("scripted at another address")

@@ -52,3 +52,10 @@ def test_both_languages_say_the_same_numbers(language: Language, word: str) -> N
 
 def test_a_report_that_is_not_about_calls_has_none() -> None:
     assert summary(Report(suite="general", suite_hash="", backend="b", n=1, rates={"ok": rate(1, 1)})) == ""
+
+
+def test_failed_requests_are_told_apart_from_wrong_answers() -> None:
+    failed = report(5, 5).model_copy(update={"reasons": {"backend_error": 12, "ok": 108}})
+    assert summary(failed).endswith("12 of 120 requests failed and count as wrong: that is the runtime's doing.")
+    assert "12 件" in summary(failed, "ja")
+    assert "failed" not in summary(report(5, 5))

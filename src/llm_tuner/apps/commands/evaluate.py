@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llm_tuner.apps.console import Json, drive, ndjson, note, out, table
+from llm_tuner.types import ModelError
 
 if TYPE_CHECKING:
     from llm_tuner.evaluation.leaderboard import Leaderboard
@@ -85,6 +86,7 @@ def suite(
     target = _target(model, ollama, base_url, context=context, threads=threads, at_a_time=parallel)
     report = drive(evaluate(target, tasks, out=out_folder))
     _show([report], json)
+    _none_answered([report])
 
 
 @app.command()
@@ -179,7 +181,9 @@ def bfcl(
         out=out_folder,
         max_tokens=max_tokens,
     )
-    print_benchmark(drive(steps), json)
+    reports = drive(steps)
+    print_benchmark(reports, json)
+    _none_answered(reports)
 
 
 def print_benchmark(reports: Sequence[Report], json: bool) -> None:
@@ -195,6 +199,14 @@ def print_benchmark(reports: Sequence[Report], json: bool) -> None:
     _show(reports, json)
     for reading, held in scores.items():
         print(f"\n{table(_groups(held), [reading, 'value', '95 % interval', '', ''])}\n{_overall(held)}")
+
+
+def _none_answered(reports: Sequence[Report]) -> None:
+    """Exit code 10 where not one request was answered: nothing was measured of the model."""
+    if reports and all(report.reasons.get("backend_error") == report.n for report in reports):
+        first = next(verdict.detail for report in reports for verdict in report.verdicts.values())
+        note(f"Not one request was answered. The first error: {first}")
+        raise typer.Exit(ModelError.exit_code)
 
 
 def _groups(scores: Leaderboard) -> list[list[str]]:
