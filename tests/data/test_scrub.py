@@ -12,7 +12,7 @@ from rows import MAIL, asked, call, made
 
 from llm_tuner.data.examples import Example, piped
 from llm_tuner.data.rejections import Rejection
-from llm_tuner.data.scrub import Scrubber, findings, scrub
+from llm_tuner.data.scrub import Scrubber, findings, looks_random, scrub
 from llm_tuner.data.validity import faults
 from llm_tuner.types import Message, ToolCall, ToolResult, ToolSpec
 
@@ -183,3 +183,9 @@ def test_scrubbing_twice_changes_nothing_whatever_stands_side_by_side() -> None:
         clean = Scrubber("k").text(text)
         again = Scrubber("z")
         assert (again.text(clean), again.found.total()) == (clean, 0), text
+
+
+def test_a_picture_in_base64_is_no_key() -> None:
+    picture = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAACklEQVR4nGNgAAAAAgABc3UBGAAAAABJRU5ErkJggg"
+    assert not looks_random(picture)
+    assert looks_random("q" + picture[20:70])

@@ -79,6 +79,8 @@ _GENERIC = frozenset((
     "shared", "default", "guest", "runner", "node", "app", "admin", "example", "test", "testuser", "documents",
     "dev", "developer", "vscode", "work", "demo",
 ))  # fmt: skip
+_FILES = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "JVBERi0", "UEsDB", "PHN2Zy")
+"""How PNG, JPEG, GIF, RIFF (WAV, WebP), PDF, ZIP and SVG begin in base64."""
 _SAMPLE_DOMAINS = (".example", ".test", ".invalid", ".localhost", "example.com", "example.org", "example.net")
 _LET_BE = tuple(
     ipaddress.ip_network(net)
@@ -258,7 +260,10 @@ class Scrubber:
 
 def looks_random(text: str) -> bool:
     """Whether a long word is no word but a secret: letters of both cases and digits, in no order (over 4 bits a
-    letter). Hashes and UUIDs are left: tools are called with them, and they tell nothing."""
+    letter). Hashes and UUIDs are left: tools are called with them, and they tell nothing. So are files in base64, by how
+    they begin."""
+    if text.startswith(_FILES):
+        return False
     if _HEX.fullmatch(text) or "//" in text or text.count("/") > 2 or text.count("_") + text.count("-") > 3:
         return False
     kinds = (any(c.islower() for c in text), any(c.isupper() for c in text), sum(c.isdigit() for c in text) >= 2)
