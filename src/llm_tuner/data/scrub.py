@@ -260,8 +260,8 @@ class Scrubber:
 
 def looks_random(text: str) -> bool:
     """Whether a long word is no word but a secret: letters of both cases and digits, in no order (over 4 bits a
-    letter). Hashes and UUIDs are left: tools are called with them, and they tell nothing. So are files in base64, by how
-    they begin."""
+    letter). Hashes and UUIDs are left (tools are called with them, and they tell nothing), and files in base64, known
+    by how they begin."""
     if text.startswith(_FILES):
         return False
     if _HEX.fullmatch(text) or "//" in text or text.count("/") > 2 or text.count("_") + text.count("-") > 3:
