@@ -408,6 +408,7 @@ def _written(out: Path, key: str, run: _Build, mix: HubMix, seconds: float) -> d
     called = Counter(own for task in tasks for own in _own_names(task))
     return {
         "key": key,
+        "made": "data synthesize",
         "config": mix.model_dump(mode="json"),
         "seed": mix.seed,
         "versions": versions(),

@@ -20,6 +20,7 @@ from llm_tuner.data.dataset import file_hash, read_examples
 from llm_tuner.data.examples import Example, calls_wanted
 from llm_tuner.data.rejections import Rejection
 from llm_tuner.data.split import Withheld
+from llm_tuner.models.signatures import shown
 from llm_tuner.store import write_atomic
 from llm_tuner.types import Event, Json, Renderer, Value
 
@@ -138,11 +139,11 @@ def _bin(offered: int) -> str:
 
 def _length(example: Example, renderer: Renderer | None) -> int:
     task = example.task
+    messages, offered = shown(task.messages, task.tools, task.tags.get("rendering", "full"))
+    messages = (*messages, *example.attempt.messages[:1])
     if renderer is not None:
-        text = renderer.render((*task.messages, *example.attempt.messages[:1]), task.tools, False)
-        return len(renderer.tokenize(text))
-    tools = sum(len(json.dumps(tool.openai(), ensure_ascii=False)) for tool in task.tools)
-    messages = (*task.messages, *example.attempt.messages[:1])
+        return len(renderer.tokenize(renderer.render(messages, offered, False)))
+    tools = sum(len(json.dumps(tool.openai(), ensure_ascii=False)) for tool in offered)
     return tools + sum(len(message.model_dump_json(exclude_defaults=True)) for message in messages)
 
 
