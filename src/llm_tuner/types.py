@@ -287,6 +287,30 @@ class Row(Value):
         return len(self.prompt_ids) + len(self.completion_ids)
 
 
+class Pair(Value):
+    """A preference: two completions of one prompt, the `chosen` one right and the `rejected` one wrong for `reason`.
+
+    Both rows have the same prompt. `origin` says who wrote the rejected one: the model "itself", or it was "made" from
+    the right answer because the model had no mistake to offer.
+    """
+
+    chosen: Row
+    rejected: Row
+    reason: Reason
+    origin: Literal["itself", "made"] = "itself"
+
+
+class Rollout(Value):
+    """One try at a task by the model in training, for reinforcement: a row for each turn that it wrote (the prompt of a
+    later turn holds the earlier ones and the tools' results), and the reward 0..1 for the whole of it. Rollouts of one
+    task form a group."""
+
+    task_id: str
+    rows: tuple[Row, ...]
+    reward: float
+    reason: Reason = "ok"
+
+
 # ---------------------------------------------------------------------------------------------------- reports, gates
 
 
