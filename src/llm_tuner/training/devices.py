@@ -89,5 +89,5 @@ def world() -> World:
     """This process's place, from the launcher's environment; alone where there is none."""
     from accelerate import PartialState
 
-    state = PartialState()
+    state = PartialState(cpu=not torch.cuda.is_available())
     return World(torch.device(state.device), state.process_index, state.num_processes)

@@ -83,9 +83,15 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         self.done += 1
         point = Curve(
-            step=self.done, loss=found, learning_rate=rate, gradient_norm=norm, tokens=tokens,
-            row_tokens=sum(row.length for unit in units for row in unit.rows), seconds=round(time.monotonic() - clock, 3), measured=measured,
-        )  # fmt: skip
+            step=self.done,
+            loss=found,
+            learning_rate=rate,
+            gradient_norm=norm,
+            tokens=tokens,
+            row_tokens=sum(row.length for unit in units for row in unit.rows),
+            seconds=round(time.monotonic() - clock, 3),
+            measured=measured,
+        )
         self.curve.append(point)
         give_memory_back()
         if self.done % self.config.checkpoint_every == 0 and self.done < self.total:
