@@ -47,6 +47,8 @@ def _serve(settings: dict[str, Any]) -> Any:
     params.fit_params = False
     params.n_parallel = settings["slots"]
     params.n_ctx = settings["context"] * settings["slots"]
+    if settings["prompts"]:
+        params.slot_save_path = os.path.join(settings["prompts"], "")
     # 8 GiB of host memory by default, on top of the slots' own cache.
     params.cache_ram_mib = 0
     params.warmup = False
