@@ -7,7 +7,7 @@ import threading
 import pytest
 from template import Calls
 
-from llm_tuner.data.rollouts import Rollouts, roll_out, summarise
+from llm_tuner.data.rollouts import Rollouts, roll_out, summarise, teaches
 from llm_tuner.scoring import gold_attempt, score
 from llm_tuner.store import read_jsonl
 from llm_tuner.tools.recorded import RecordedTools
@@ -90,11 +90,12 @@ def half_right(messages, seed):
     return said(call(wanted if seed % 2 == 0 else wanted + 1))
 
 
-def test_rewards_are_the_judges_and_groups_without_signal_are_left_out(tmp_path):
+def test_rewards_are_the_judges_and_groups_without_signal_are_reported(tmp_path):
     seen = []
     model = Model(half_right)
     done = drain(roll_out(Rollouts(group=4), TASKS, model, Calls(), tmp_path / "r.jsonl", toolbox=TOOLS), seen)
-    assert {rollout.task_id for rollout in done.rollouts} == {TASKS[0].id, TASKS[1].id}
+    assert [rollout.task_id for rollout in done.rollouts] == [one.id for one in TASKS for _ in range(4)]
+    assert [teaches(done.rollouts[at : at + 4]) for at in (0, 4, 8)] == [True, True, False]
     assert sorted(rollout.reward for rollout in done.rollouts[:4]) == [0.5, 0.5, 1.0, 1.0]
     wrong = Attempt(task_id=TASKS[0].id, backend="x", messages=(said(call(2)),))
     assert score(TASKS[0], wrong).score == 0.5
@@ -132,9 +133,7 @@ def test_without_the_runtimes_tokens_the_text_is_tokenised_again(tmp_path):
         return said(broken) if seed % 2 else said(call(1))
 
     model = Model(sometimes_broken, written=False)
-    with pytest.raises(EmptyData):
-        drain(roll_out(Rollouts(group=4), TASKS[:1], model, Calls(), tmp_path / "b"))
-    assert len(read_jsonl(tmp_path / "b", Rollout)) == 2
+    assert len(drain(roll_out(Rollouts(group=4), TASKS[:1], model, Calls(), tmp_path / "b")).rollouts) == 2
 
 
 def test_a_whole_conversation_is_judged_and_calls_again_are_wrong(tmp_path):
@@ -181,11 +180,11 @@ def test_no_rollout_sees_what_another_one_did_to_the_box(tmp_path):
     tools = Counter()
     one = task("climb", call(1), call(2), call(3))
     config = Rollouts(group=6, turns=4)
-    with pytest.raises(EmptyData, match="nothing to learn"):
-        drain(roll_out(config, [one], Model(climbs), Calls(), tmp_path / "r", toolbox=tools, restore=tools.restore))
+    steps = roll_out(config, [one], Model(climbs), Calls(), tmp_path / "r", toolbox=tools, restore=tools.restore)
+    rollouts, summary = drain(steps)
+    assert (summary["with_signal"], summary["all_right"]) == (0, 1)
     assert {tuple(results) for results in heard} == {(), ("1",), ("1", "1,2"), ("1", "1,2", "1,2,3")}
     assert tools.calls == []
-    rollouts = read_jsonl(tmp_path / "r", Rollout)
     assert [(rollout.reward, len(rollout.rows)) for rollout in rollouts] == [(1.0, 4)] * 6
 
 
@@ -215,6 +214,9 @@ def test_a_rollout_that_fails_is_left_out_and_one_that_cannot_be_asked_ends_it(t
     done = drain(roll_out(Rollouts(group=8), TASKS[:1], Model(fails), Calls(), tmp_path / "a"))
     assert done.summary["rollouts"] == 6
     assert done.summary["failed"] == {"ModelError: too long": 2}
+    long = Model(lambda messages, seed: ModelError("too long"))
+    with pytest.raises(EmptyData, match="ModelError: too long"):
+        drain(roll_out(Rollouts(group=2), TASKS[:1], long, Calls(), tmp_path / "c"))
     gone = Model(lambda messages, seed: RuntimeUnavailable("gone"))
     with pytest.raises(RuntimeUnavailable, match="gone"):
         drain(roll_out(Rollouts(group=2), TASKS[:1], gone, Calls(), tmp_path / "b"))

@@ -66,7 +66,7 @@ class Rollouts(Value):
 
 
 class RolledOut(NamedTuple):
-    """The rollouts of the groups that have something to teach, and what there was in all."""
+    """All rollouts, in the order of the tasks, and what there was in all."""
 
     rollouts: tuple[Rollout, ...]
     summary: dict[str, Json]
@@ -91,14 +91,15 @@ def roll_out(
     indistinct: Collection[str] = (),
 ) -> Generator[Event, None, RolledOut]:
     """`config.group` rollouts of each task, appended to the JSONL file `out` group by group; those that are there
-    already are kept. Groups in which every rollout has the same reward teach nothing: they are counted and left out.
+    already are kept. Groups in which every rollout has the same reward teach nothing: the summary counts them, and
+    training leaves them out.
 
     `renderer` shows what the server makes of a conversation; with embedded llama.cpp it is the backend itself. Without
     a `toolbox` there are no results, and every rollout ends after one answer. `restore` puts the box back.
 
     Tasks whose catalogue stands in the system message alone ("compact") are left out: there no runtime surfaces a call.
 
-    Raises EmptyData where no group teaches anything, DataError for tasks that must not be trained on, ModelError where
+    Raises EmptyData where there is no rollout at all, DataError for tasks that must not be trained on, ModelError where
     the backend cannot be reached. A rollout that fails otherwise is left out of its group and counted.
     """
     refuse_untrainable(tasks)
@@ -123,14 +124,10 @@ def roll_out(
     summary = summarise([kept[task.id] for task in tasks])
     summary |= {"left_out": len(every) - len(tasks), "failed": dict(errors)}
     summary |= {"tokens_per_s": round(tokens / max(time.monotonic() - started, 1e-6), 1)}
-    taught = tuple(rollout for task in tasks if teaches(kept[task.id]) for rollout in kept[task.id])
+    if not summary["rollouts"]:
+        raise EmptyData(f"Not one rollout of {len(tasks)} tasks came to an end ({dict(errors) or 'no tasks'}).")
     yield Event(step="rollouts", message=_words(summary), done=len(tasks), total=len(tasks), unit="group", data=summary)
-    if not taught:
-        raise EmptyData(
-            f"None of the {len(tasks)} groups has two different rewards (mean {summary['reward']}): there is nothing "
-            "to learn from. Take harder or easier tasks, a larger group, or a higher temperature."
-        )
-    return RolledOut(taught, summary)
+    return RolledOut(tuple(rollout for task in tasks for rollout in kept[task.id]), summary)
 
 
 def teaches(group: Sequence[Rollout]) -> bool:
