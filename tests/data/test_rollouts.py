@@ -7,10 +7,13 @@ import threading
 import pytest
 from template import Calls
 
+from llm_tuner.data.box import demo_box
 from llm_tuner.data.rollouts import Rollouts, roll_out, summarise, teaches
 from llm_tuner.scoring import gold_attempt, score
 from llm_tuner.store import read_jsonl
+from llm_tuner.tools.hub import Hub
 from llm_tuner.tools.recorded import RecordedTools
+from llm_tuner.tools.servers import demo_servers
 from llm_tuner.types import (
     Attempt,
     DataError,
@@ -257,3 +260,36 @@ def test_a_perfect_model_has_the_reward_one():
     """The reward and the data filter have one judge: reference answers earn all there is."""
     assert [score(one, gold_attempt(one)).score for one in TASKS] == [1.0] * 3
     assert summarise([])["reward"] == 0
+
+
+@pytest.mark.servers
+def test_tools_really_run_and_the_box_is_restored_between_tries(tmp_path):
+    """Every try makes the same branch, which git refuses where it is there already."""
+    branch = ToolCall(
+        name="git_create_branch", arguments={"repo_path": "repos/blog", "branch_name": "brand-new"}, id="c"
+    )
+    status = ToolCall(name="git_branch", arguments={"repo_path": "repos/blog", "branch_type": "local"}, id="d")
+    heard = []
+
+    def makes_a_branch(messages, seed):
+        results = [message.result for message in messages if message.role == "tool"]
+        heard.append(results)
+        return said([branch, status][len(results)]) if len(results) < 2 else said(text="Done.")
+
+    with demo_box() as box, Hub([s for s in demo_servers(box.path) if s.name == "git"], cwd=box.path) as hub:
+        one = Task(
+            messages=(Message(role="user", text="make a branch brand-new and list the branches"),),
+            tools=hub.specs(),
+            expect=ExactCalls(calls=(branch, status)),
+            split="train",
+        )
+        config = Rollouts(group=4, turns=3)
+        steps = roll_out(
+            config, [one], Model(makes_a_branch), Calls(), tmp_path / "r", toolbox=hub, restore=box.restore
+        )
+        done = drain(steps)
+        assert [rollout.reward for rollout in done.rollouts] == [1.0] * 4
+        results = [result for said in heard for result in said]
+        assert not any(result.is_error for result in results), results
+        assert sum("brand-new" in said[1].content for said in heard if len(said) == 2) == 4
+        assert "brand-new" not in hub.call(status).content  # the box is as it was

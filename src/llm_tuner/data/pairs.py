@@ -17,16 +17,18 @@ from llm_tuner.data.collect import REFERENCE, usable
 from llm_tuner.data.mistakes import Known, known_values, mistakes
 from llm_tuner.data.rows import Spelling, refuse_untrainable, row
 from llm_tuner.scoring import answer, score
-from llm_tuner.types import Attempt, EmptyData, Event, Json, Message, Pair, Reason, Renderer, Task, Value
+from llm_tuner.types import Attempt, DataError, EmptyData, Event, Json, Message, Pair, Reason, Renderer, Task, Value
 
 
 class Pairing(Value):
     """How answers are paired. `per_task` pairs of a task at most; no reason has more than the share `most` of all pairs
-    (an equal share where there are too few reasons). `made`: mistakes are made where the model has none to offer."""
+    (an equal share where there are too few reasons). `made`: mistakes are made where the model has none to offer. The
+    model tries `own_attempts` training tasks itself before."""
 
     per_task: int = Field(1, ge=1)
     most: float = Field(0.3, gt=0, le=1)
     made: bool = True
+    own_attempts: int = Field(96, ge=0)
     seed: int = 0
 
 
@@ -65,7 +67,10 @@ def build_pairs(
     pairs = []
     for number, one in enumerate(chosen, start=1):
         right = row(one.task, one.right, renderer, spelling)
-        wrong = row(one.task, one.wrong, renderer, spelling)
+        try:
+            wrong = row(one.task, one.wrong, renderer, spelling)
+        except DataError:  # the template cannot write this answer; it can write the right one
+            wrong = right
         if right.completion_ids == wrong.completion_ids:
             left_out["rendered alike"] += 1
         else:
