@@ -209,6 +209,22 @@ def test_a_real_server_streams_what_it_says_at_once(qwen, weather, conversations
     assert 0 < there.timing.first_token_ms <= there.timing.total_ms
 
 
+def test_an_adapter_is_loaded_for_as_long_as_it_is_asked(answering, tmp_path):
+    told = "Success: LoRA adapter added successfully."
+    url = answering(
+        load_lora_adapter=(200, told), unload_lora_adapter=(200, told), completions=(200, answer(content="Hi"))
+    )
+    base = OpenAICompatible("base", url)
+    with base.with_adapter("policy-3", tmp_path) as model:
+        assert (model.name, model.url) == ("policy-3", base.url)
+        assert model.chat((Message(role="user", text="Hi"),)).message.text == "Hi"
+    with pytest.raises(ModelError, match="VLLM_ALLOW_RUNTIME_LORA_UPDATING"):
+        OpenAICompatible("base", answering(load_lora_adapter=(404, ""))).with_adapter("p", tmp_path).__enter__()
+    refusing = answering(load_lora_adapter=(400, {"message": "no such folder"}))
+    with pytest.raises(ModelError, match="no such folder"):
+        OpenAICompatible("base", refusing).with_adapter("p", tmp_path).__enter__()
+
+
 @pytest.mark.parametrize(
     "said",
     [
