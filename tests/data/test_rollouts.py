@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 from template import Calls
@@ -293,3 +294,20 @@ def test_tools_really_run_and_the_box_is_restored_between_tries(tmp_path):
         assert not any(result.is_error for result in results), results
         assert sum("brand-new" in said[1].content for said in heard if len(said) == 2) == 4
         assert "brand-new" not in hub.call(status).content  # the box is as it was
+
+
+def test_who_stops_does_not_wait_for_what_is_in_flight(tmp_path):
+    hangs = threading.Event()
+
+    def waits(messages, seed):
+        if messages[0].text == "add 2":
+            hangs.wait(60)
+        return half_right(messages, seed)
+
+    steps = roll_out(Rollouts(group=2), TASKS, Model(waits), Calls(), tmp_path / "r.jsonl")
+    next(steps)
+    started = time.monotonic()
+    steps.close()
+    hangs.set()
+    assert time.monotonic() - started < 30
+    assert len(read_jsonl(tmp_path / "r.jsonl", Rollout)) == 2

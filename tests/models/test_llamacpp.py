@@ -300,3 +300,11 @@ def test_forks_share_the_prompt_and_say_what_they_wrote(smol_gguf, weather):
         assert model.chat(messages, [weather], SHORT).written is None
         with pytest.raises(SetupError, match="Start it with slots=4"):
             model.fork(messages, [weather], 4)
+
+
+@pytest.mark.weights
+def test_ctrl_c_in_a_terminal_does_not_reach_the_child(smol_gguf):
+    """It goes to every process of the terminal; who asked decides what to give up."""
+    with Embedded(smol_gguf, context=256) as model:
+        os.kill(model.pid, signal.SIGINT)
+        assert model.chat(HELLO, (), SHORT).usage.completion_tokens > 0

@@ -201,27 +201,28 @@ class _Tries:
         self._ids = lru_cache(64)(lambda prompt: tuple(renderer.tokenize(prompt)))  # a group shares its first prompt
 
     def groups(self, tasks: Sequence[Task], kept: dict[str, list[Rollout]]) -> Iterator[tuple[Task, _Tried]]:
-        """The group of each task, in order, without those that are kept already."""
+        """The group of each task, in order, without those that are kept already. Closing the iterator, or Ctrl-C, waits
+        for nothing: what is in flight is given up."""
         at_once = 1 if isinstance(self._backend, Forking) else self._config.groups_at_a_time
+        groups, asking = ThreadPoolExecutor(at_once), ThreadPoolExecutor(at_once * self._config.group)
         waiting = iter(tasks)
-        with ThreadPoolExecutor(at_once) as groups, ThreadPoolExecutor(at_once * self._config.group) as asking:
 
-            def start(number: int) -> list[tuple[Task, Future[_Tried]]]:
-                return [
-                    (task, groups.submit(self._group, task, len(kept[task.id]), asking))
-                    for task in islice(waiting, number)
-                ]
+        def start(number: int) -> list[tuple[Task, Future[_Tried]]]:
+            return [
+                (task, groups.submit(self._group, task, len(kept[task.id]), asking)) for task in islice(waiting, number)
+            ]
 
-            try:
-                running = start(at_once)
-                while running:
-                    task, future = running.pop(0)
-                    tried = future.result()
-                    running += start(1)
-                    yield task, tried
-            finally:
-                groups.shutdown(cancel_futures=True)
-                self._box.leave()
+        try:
+            running = start(at_once)
+            while running:
+                task, future = running.pop(0)
+                tried = future.result()
+                running += start(1)
+                yield task, tried
+            self._box.leave()
+        finally:
+            for pool in (groups, asking):
+                pool.shutdown(wait=False, cancel_futures=True)
 
     def _group(self, task: Task, there: int, asking: ThreadPoolExecutor) -> _Tried:
         count = self._config.group - there

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -16,6 +17,8 @@ from typing import Any
 
 def main() -> None:
     """Serve until standard input ends."""
+    # Ctrl-C reaches every process of a terminal; whether to end is the caller's to say, by closing our input.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # llama.cpp prints where it likes; the caller's line gets a descriptor of its own.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
