@@ -202,25 +202,41 @@ class Timing(Value):
 
 
 class ChatOptions(Value):
-    """How to decode. `parallel`: the runtime may surface more than one call in a turn."""
+    """How to decode. `parallel`: the runtime may surface more than one call in a turn.
+
+    `on_policy`: sample from the model's whole distribution at this temperature, without the cuts that runtimes make by
+    themselves (top-k, top-p, min-p), and say what was written token by token where the runtime can: what reinforcement
+    learns from.
+    """
 
     temperature: float = 0.0
     max_tokens: int = 256
     seed: int = 0
     parallel: bool = True
+    on_policy: bool = False
 
 
 GREEDY = ChatOptions()
 """Temperature 0: what measuring uses unless told otherwise."""
 
 
+class Written(Value):
+    """The very tokens of an answer, the one that ended the turn among them (none where the limit cut it off), and the
+    text that they are without that one."""
+
+    text: str
+    ids: tuple[int, ...]
+
+
 class Reply(Value):
-    """One answer of a backend. `finish`: "stop", "length", "tool_calls" or what the runtime said."""
+    """One answer of a backend. `finish`: "stop", "length", "tool_calls" or what the runtime said. `written` is None
+    unless it was asked for (`ChatOptions.on_policy`) and the runtime says it."""
 
     message: Message
     usage: Usage = Usage()
     timing: Timing = Timing()
     finish: str = ""
+    written: Written | None = None
 
 
 Reason = Literal[
@@ -483,6 +499,15 @@ class Renderer(Protocol):
     ) -> str: ...
 
     def tokenize(self, text: str) -> list[int]: ...
+
+
+@runtime_checkable
+class Forking(Protocol):
+    """A backend that can go on from one prompt several times at once without reading it again."""
+
+    def fork(self, messages: Sequence[Message], tools: Sequence[ToolSpec], count: int) -> Sequence[Backend]:
+        """`count` backends that have this prompt in their caches; they may be asked at the same time."""
+        ...
 
 
 @runtime_checkable

@@ -13,7 +13,7 @@ from collections.abc import Collection, Generator, Mapping, Sequence
 
 from llm_tuner.data.collect import usable
 from llm_tuner.models.signatures import shown
-from llm_tuner.types import Attempt, DataError, Event, Renderer, Row, Task
+from llm_tuner.types import Attempt, DataError, Event, Message, Renderer, Row, Task
 
 BENCHMARKS = frozenset({"bfcl"})
 """Sources that are never trained on."""
@@ -34,9 +34,9 @@ def build_rows(
     chosen = [task for task in tasks if task.id in right]
     refuse_untrainable(chosen)
     rows = []
-    cuts = {tag: _cut(tag, renderer) for tag in indistinct if len(tag) > 1}
+    spelling = Spelling(renderer, indistinct)
     for number, task in enumerate(chosen, start=1):
-        rows.append(_row(task, right[task.id], renderer, cuts))
+        rows.append(row(task, right[task.id].messages[0], renderer, spelling))
         yield Event(
             step="render", message="rows as the server renders them", done=number, total=len(chosen), unit="row"
         )
@@ -54,11 +54,27 @@ def refuse_untrainable(tasks: Sequence[Task]) -> None:
             )
 
 
-def _row(task: Task, attempt: Attempt, renderer: Renderer, cuts: Mapping[str, int]) -> Row:
-    answer = attempt.messages[0].model_copy(update={"text_calls": ()})
-    messages, tools = shown(task.messages, task.tools, task.tags.get("rendering", "full"))
+class Spelling:
+    """Token ids of completions, in which the texts of `indistinct` never stand as the one token that they have in the
+    vocabulary but in the tokens of their letters."""
+
+    def __init__(self, renderer: Renderer, indistinct: Collection[str] = ()) -> None:
+        self._renderer = renderer
+        self._cuts = {tag: _cut(tag, renderer) for tag in indistinct if len(tag) > 1}
+
+    def ids(self, completion: str) -> tuple[int, ...]:
+        return tuple(token for piece in _pieces(completion, self._cuts) for token in self._renderer.tokenize(piece))
+
+
+def row(task: Task, answer: Message, renderer: Renderer, spelling: Spelling, earlier: Sequence[Message] = ()) -> Row:
+    """An answer to a task as a row: what the template makes of it, minus the prompt. `earlier` are the turns between
+    the task's messages and this one: the model's calls and the tools' results.
+
+    Raises DataError where the template does not continue its own prompt.
+    """
+    messages, tools = shown((*task.messages, *earlier), task.tools, task.tags.get("rendering", "full"))
     prompt = renderer.render(messages, tools)
-    whole = renderer.render((*messages, answer), tools, False)
+    whole = renderer.render((*messages, answer.model_copy(update={"text_calls": ()})), tools, False)
     if not whole.startswith(prompt):
         raise DataError(
             f"The chat template does not continue its own prompt (task {task.id}): after {prompt[-40:]!r} the answer "
@@ -70,7 +86,7 @@ def _row(task: Task, attempt: Attempt, renderer: Renderer, cuts: Mapping[str, in
         prompt=prompt,
         completion=completion,
         prompt_ids=tuple(renderer.tokenize(prompt)),
-        completion_ids=tuple(token for piece in _pieces(completion, cuts) for token in renderer.tokenize(piece)),
+        completion_ids=spelling.ids(completion),
     )
 
 

@@ -11,8 +11,10 @@ import importlib.util
 import json
 import os
 import queue
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import weakref
@@ -29,6 +31,7 @@ from llm_tuner.models import openai_wire
 from llm_tuner.models.sources.weights import check_gguf
 from llm_tuner.types import (
     GREEDY,
+    Backend,
     ChatOptions,
     CorruptModel,
     Json,
@@ -37,6 +40,7 @@ from llm_tuner.types import (
     ModelError,
     Reply,
     RuntimeUnavailable,
+    SetupError,
     ToolSpec,
 )
 
@@ -48,13 +52,15 @@ LEAST = -104.0
 
 _MANY, _ALL = 3000, 1 << 30  # likeliest tokens asked for; the whole vocabulary takes seconds
 _CERTAIN = 1e6  # added to a logit
+_FORKED = "prompt"  # the file that a slot's state goes through
 
 
 class Embedded:
     """A GGUF file as a Backend and a Renderer. Starts on construction, ends on `close()`, after `with`, or with us.
 
-    `context` is the window of each of `slots` parallel requests, in tokens. `adapters` are LoRA GGUFs, all applied at
-    scale 1. `threads` 0 means the physical cores. `startup_timeout` and `timeout` (of one answer) are seconds.
+    `context` is the window of each of `slots` parallel requests, in tokens; with several it can `fork`. `adapters` are
+    LoRA GGUFs, all applied at scale 1. `threads` 0 means the physical cores. `startup_timeout` and `timeout` (of one
+    answer) are seconds.
 
     Raises MissingExtra without xllamacpp, CorruptModel for a file that llama.cpp cannot load, RuntimeUnavailable when
     the child cannot start. Safe to use from several threads.
@@ -80,11 +86,17 @@ class Embedded:
             check_gguf(path)
         self._name = name or gguf.stem
         self._context = context
+        self._slots = slots
+        self._forking = threading.Lock()
+        prompts = tempfile.mkdtemp(prefix="llm-tuner-prompts-") if slots > 1 else ""
+        if prompts:
+            self._emptied = weakref.finalize(self, shutil.rmtree, prompts, ignore_errors=True)
         self._child = _Child(
             {
                 "gguf": str(gguf),
                 "context": context,
                 "slots": slots,
+                "prompts": prompts,
                 "threads": threads or _cores(),
                 "adapters": [str(path) for path in adapters],
             }
@@ -110,7 +122,26 @@ class Embedded:
 
     def chat(self, messages: Sequence[Message], tools: Sequence[ToolSpec] = (), options: ChatOptions = GREEDY) -> Reply:
         """One answer. Raises ModelError if the prompt exceeds the context, RuntimeUnavailable if the child died."""
-        body = openai_wire.request(messages, tools, options) | {"cache_prompt": True}
+        return self._chat(messages, tools, options, {})
+
+    def fork(self, messages: Sequence[Message], tools: Sequence[ToolSpec], count: int) -> tuple[Backend, ...]:
+        """`count` backends, each with a slot of its own that holds this prompt already: it is read once, and its state
+        is copied. They may be asked at the same time, and go on with what follows the prompt; a later fork takes the
+        slots over. Raises SetupError where there are fewer slots, ModelError where the prompt does not fit."""
+        if count > self._slots:
+            raise SetupError(f"{self._name} was started with slots={self._slots}. Start it with slots={count}.")
+        with self._forking:
+            self._chat(messages, tools, ChatOptions(max_tokens=1), {"id_slot": 0})
+            if count > 1:
+                self._ask("POST", "/slots/0?action=save", {"filename": _FORKED})
+            for slot in range(1, count):
+                self._ask("POST", f"/slots/{slot}?action=restore", {"filename": _FORKED})
+        return tuple(_Slot(self, slot) for slot in range(count))
+
+    def _chat(
+        self, messages: Sequence[Message], tools: Sequence[ToolSpec], options: ChatOptions, more: dict[str, Json]
+    ) -> Reply:
+        body = openai_wire.request(messages, tools, options) | {"cache_prompt": True} | more
         started = time.monotonic()
         answer = self._ask("POST", "/v1/chat/completions", body, tools)
         return openai_wire.reply(answer, tools, (time.monotonic() - started) * 1000)
@@ -168,6 +199,8 @@ class Embedded:
         """End the child and give its memory back. May be called again."""
         self._http.close()
         self._finalizer()
+        if self._slots > 1:
+            self._emptied()
 
     def __enter__(self) -> Embedded:
         return self
@@ -245,6 +278,20 @@ class Embedded:
                 f"context of {error['n_ctx']}. Offer fewer tools or start it with a larger context."
             )
         return f"llama.cpp refused the request to {self._name} (HTTP {answer.status_code}): {error.get('message')}"
+
+
+class _Slot:
+    """One of an embedded model's slots as a Backend."""
+
+    def __init__(self, owner: Embedded, slot: int) -> None:
+        self._owner, self._slot = owner, slot
+
+    @property
+    def name(self) -> str:
+        return self._owner.name
+
+    def chat(self, messages: Sequence[Message], tools: Sequence[ToolSpec] = (), options: ChatOptions = GREEDY) -> Reply:
+        return self._owner._chat(messages, tools, options, {"id_slot": self._slot})
 
 
 class _Child:

@@ -355,7 +355,8 @@ class Ollama:
 
     def chat(self, messages: Sequence[Message], tools: Sequence[ToolSpec] = (), options: ChatOptions = GREEDY) -> Reply:
         """One answer. Raises UnknownModel, TemplateMismatch (no place for tools), RuntimeUnavailable, RuntimeTooOld,
-        and ModelError when the prompt does not fit the context. `options.parallel` has no meaning to Ollama."""
+        and ModelError when the prompt does not fit the context. `options.parallel` has no meaning to Ollama, and it
+        does not say which tokens it wrote."""
         started = time.monotonic()
         answer = self._ask(messages, tools, options, {})
         try:
@@ -391,6 +392,7 @@ class Ollama:
                 "seed": options.seed,
                 "num_predict": options.max_tokens,
                 "num_ctx": self._context,
+                **({"top_k": 0, "top_p": 1.0, "min_p": 0.0} if options.on_policy else {}),
             },
             "stream": False,
             "truncate": False,

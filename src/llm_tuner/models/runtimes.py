@@ -21,6 +21,7 @@ from llm_tuner.types import (
     Json,
     Message,
     Reply,
+    SetupError,
     ToolSpec,
     UnknownModel,
     Value,
@@ -64,7 +65,12 @@ class Runtime(Protocol):
 
     def stable(self, name: str) -> Served | None: ...
 
-    def open(self, served: Served) -> AbstractContextManager[Model]: ...
+    def open(
+        self, served: Served, *, adapters: Sequence[Path] = (), slots: int = 1, context: int | None = None
+    ) -> AbstractContextManager[Model]:
+        """The model, for as long as the context is open. `adapters` are LoRA GGUFs beside it, `slots` how many may ask
+        it at once, `context` another window than the runtime's own. Raises SetupError for what it cannot do."""
+        ...
 
     def install(self, name: str, gguf: Path, lineage: dict[str, Json]) -> Generator[Event, None, Served]: ...
 
@@ -105,8 +111,11 @@ class EmbeddedRuntime:
         )
 
     @contextmanager
-    def open(self, served: Served) -> Iterator[Model]:
-        with Embedded(served.gguf, name=served.reference, context=self.context) as model:
+    def open(
+        self, served: Served, *, adapters: Sequence[Path] = (), slots: int = 1, context: int | None = None
+    ) -> Iterator[Model]:
+        window = context or self.context
+        with Embedded(served.gguf, name=served.reference, context=window, adapters=adapters, slots=slots) as model:
             yield model
 
     def install(self, name: str, gguf: Path, lineage: dict[str, Json]) -> Generator[Event, None, Served]:
@@ -164,8 +173,13 @@ class OllamaRuntime:
         return {str(model["name"]): str(model["digest"]) for model in self.server.models()}
 
     @contextmanager
-    def open(self, served: Served) -> Iterator[Model]:
-        """Rendered by Ollama; tokenised by the embedded runtime on the same file, since Ollama offers no tokenizer."""
+    def open(
+        self, served: Served, *, adapters: Sequence[Path] = (), slots: int = 1, context: int | None = None
+    ) -> Iterator[Model]:
+        """Rendered by Ollama; tokenised by the embedded runtime on the same file, since Ollama offers no tokenizer. The
+        server itself decides how many may ask at once (OLLAMA_NUM_PARALLEL), and the context is the runtime's own."""
+        if adapters:
+            raise SetupError("Ollama serves no adapter beside a model. Merge it, and install what comes of it.")
         backend = Ollama(served.reference, self.host, self.context)
         model = _WithTokenizer(backend, served.gguf)
         try:
