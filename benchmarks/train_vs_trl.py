@@ -2,7 +2,7 @@
 """One epoch of LoRA on the same rows: `llm_tuner.training` against TRL's SFTTrainer and DPOTrainer.
 
 Both sides train on the same token ids, the same dequantised weights in the same precision, with the same LoRA (r 16,
-alpha 32, no dropout, the seven projections), AdamW at 2e-4 and about 16 rows an optimizer step, each run in a fresh
+alpha 32, no dropout, the seven projections), AdamW at 2e-4 (DPO: 2e-5) and about 16 rows an optimizer step, each run in a fresh
 process (train_vs_trl_side.py says what is timed). Rows are requests over the reference hub (train_vs_trl_rows.py):
 
     eight   catalogues of 8 tools, 16 requests each
@@ -13,8 +13,7 @@ process (train_vs_trl_side.py says what is timed). Rows are requests over the re
 TRL has its best settings for the case: `--trl auto` tries batch sizes, padding-free batches, packing (bfd), bf16
 autocast, and for DPO precomputed reference log-probabilities, on a few rows of the case, and takes the fastest that
 fits; gradient checkpointing where nothing fits without. Its fused loss is always on. Nothing of a row is ever cut.
-Ours has its defaults, with room for a catalogue's rows where these are longer than the default pack; `--ours` changes
-a setting.
+Ours has its defaults, with a longer row limit where rows need it; `--ours` changes a setting.
 
 Losses: before training both sides must report the same loss on the same rows; after it a third reading (plain
 transformers, float32, row by row) of both adapters must find that both learned as much. Exit code 1 where not.
@@ -52,7 +51,13 @@ BEFORE = {"float32": 1e-3, "bfloat16": 2e-2}
 AFTER = 0.15
 """Share of what was learned by which the sides may differ: they see the rows in another order."""
 
+RATES = {"sft": 2e-4, "dpo": 2e-5}
+"""Of both sides: our defaults."""
+
 SMOKE = {"cases": "eight,dpo", "catalogues": 1, "rows": 16, "trl": '{"batch": 4}', "precision": "float32", "repeat": 1}
+
+NO_ROOM = ("can't allocate memory", "not enough memory", "MemoryError", "OutOfMemory", "bad_alloc", "Out of memory")
+"""What a process says that ran out of memory."""
 
 SHORT = 16_384
 """Tokens of a micro-batch from which a CPU probe of bigger ones is a waste of time."""
@@ -73,7 +78,7 @@ def main() -> int:
         examples = (
             invented(case, bench.made["vocabulary"], asked.catalogues, asked.rows)
             if asked.smoke
-            else rows_of(case, asked.work, gguf, asked.catalogues, asked.rows)
+            else rows_of(case, asked.work, gguf, asked.catalogues, asked.rows, asked.tools)
         )
         cases[case] = bench.case(case, examples)
     found = {
@@ -93,6 +98,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--cases", default=",".join(CASES), help="with commas (default all)")
     out.add_argument("--rows", type=int, default=16, help="requests a catalogue (default 16)")
     out.add_argument("--catalogues", type=int, default=4, help="of eight and dpo (default 4)")
+    out.add_argument("--tools", type=int, default=8, help="tools a catalogue of eight and dpo (default 8)")
     out.add_argument("--check", type=int, default=4, help="rows of probes and loss checks (default 4; hub at most 2)")
     out.add_argument("--repeat", type=int, default=1, help="runs of each side, in turns; figures are medians")
     out.add_argument("--threads", type=int, default=0, help="0: torch's own choice")
@@ -255,6 +261,7 @@ class Bench:
                 "settings": settings,
                 "adapters": adapters or {},
                 "seed": self.asked.seed,
+                "learning_rate": RATES["dpo" if name == "dpo" else "sft"],
             }
             found = self._run(job)
             if keep is not None:
@@ -279,7 +286,7 @@ class Bench:
             done = subprocess.run(command, env=environment, capture_output=True, text=True)
             if done.returncode == 0:
                 return dict(json.loads(answer.read_text(encoding="utf-8")))
-            if any(word in done.stderr for word in ("can't allocate memory", "MemoryError", "OutOfMemory")):
+            if any(word in done.stderr for word in NO_ROOM):
                 raise DoesNotFit(done.stderr.strip().splitlines()[-1][:200])
             raise SystemExit(f"{job['side']} ended with exit code {done.returncode}:\n{done.stderr[-3000:]}")
 

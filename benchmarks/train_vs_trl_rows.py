@@ -33,15 +33,17 @@ TEMPLATE = "qwen2.5-coder:0.5b"
 CASES = ("eight", "hub", "own", "dpo")
 
 
-def rows_of(case: str, work: Path, gguf: Path, catalogues: int, requests: int) -> list[Row] | list[Pair]:
+def rows_of(
+    case: str, work: Path, gguf: Path, catalogues: int, requests: int, tools: int = 8
+) -> list[Row] | list[Pair]:
     """The rows of a case (pairs for `dpo`), from `work` where they are there already.
 
-    `eight`, `dpo`: `catalogues` catalogues of 8 tools, `requests` requests each. `hub`: `requests` requests over all
+    `eight`, `dpo`: `catalogues` catalogues of `tools` tools, `requests` requests each. `hub`: `requests` requests over all
     definitions. `own`: twice `requests` rows, each with 3 to 8 tools of its own.
     """
-    file = work / f"{gguf.stem}-{case}-{catalogues}x{requests}.jsonl"
+    file = work / f"{gguf.stem}-{case}-{catalogues}x{requests}x{tools}.jsonl"
     if not file.exists():
-        made = _made("eight" if case == "dpo" else case, work, gguf, catalogues, requests)
+        made = _made("eight" if case == "dpo" else case, work, gguf, catalogues, requests, tools)
         write_jsonl(file, paired(made) if case == "dpo" else made)
     return read_jsonl(file, Pair) if case == "dpo" else read_jsonl(file, Row)
 
@@ -82,11 +84,13 @@ def invented(case: str, vocabulary: int, catalogues: int, requests: int) -> list
     return paired(made) if case == "dpo" else made
 
 
-def _made(case: str, work: Path, gguf: Path, catalogues: int, requests: int) -> list[Row]:
+def _made(case: str, work: Path, gguf: Path, catalogues: int, requests: int, tools: int) -> list[Row]:
     specs = tool_list(work / "tools.json")
     everything = 10_000_000
     mixes = {
-        "eight": Mix(tasks=catalogues * requests, catalogues=catalogues, sizes=(8, 8), catalogue_chars=everything),
+        "eight": Mix(
+            tasks=catalogues * requests, catalogues=catalogues, sizes=(tools, tools), catalogue_chars=everything
+        ),
         "hub": Mix(tasks=requests, catalogues=1, whole_hub=True),
         "own": Mix(tasks=2 * requests, catalogues=2 * requests, sizes=(3, 8), catalogue_chars=everything),
     }

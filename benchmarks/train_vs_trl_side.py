@@ -93,7 +93,7 @@ def prepare(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def ours(job: dict[str, Any]) -> dict[str, Any]:
-    """`llm_tuner.training` as it is: its defaults, the limits raised where a row is longer than they are."""
+    """`llm_tuner.training` as it is: its defaults, with a longer row limit where a row needs it."""
     out, examples = Path(job["out"]), _examples(job)
     rows = [row for e in examples for row in ((e.chosen, e.rejected) if isinstance(e, Pair) else (e,))]
     if job["kind"] == "dpo":
@@ -102,7 +102,8 @@ def ours(job: dict[str, Any]) -> dict[str, Any]:
     else:
         from llm_tuner.training.sft import SFT as Config
         from llm_tuner.training.sft import sft as train
-    settings = _room(Config, rows) | {"precision": job["precision"], "seed": job["seed"]} | job["settings"]
+    settings = _room(Config, rows) | {"precision": job["precision"], "seed": job["seed"]}
+    settings |= {"learning_rate": job["learning_rate"]} | job["settings"]
     clock, started = Clock(), time.perf_counter()
     steps = train(Config(**settings), Path(job["gguf"]), examples, out)
     while True:
@@ -116,14 +117,9 @@ def ours(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _room(config: Any, rows: list[Row]) -> dict[str, Any]:
-    """A longer row limit where the rows need it, and a pack that holds the longest row and the rests of 16."""
+    """A longer row limit where the rows need it."""
     longest = max(row.length for row in rows)
-    room: dict[str, Any] = {}
-    if longest > config.model_fields["max_seq_length"].default:
-        room["max_seq_length"] = longest
-    if longest > config.model_fields["pack_tokens"].default // 2:
-        room["pack_tokens"] = longest + 16 * 160
-    return room
+    return {"max_seq_length": longest} if longest > config.model_fields["max_seq_length"].default else {}
 
 
 def trl(job: dict[str, Any]) -> dict[str, Any]:
@@ -149,7 +145,7 @@ def trl(job: dict[str, Any]) -> dict[str, Any]:
         per_device_train_batch_size=batch,
         gradient_accumulation_steps=accumulation,
         num_train_epochs=settings.get("epochs", 1),
-        learning_rate=2e-4,
+        learning_rate=job["learning_rate"],
         lr_scheduler_type="cosine",
         warmup_steps=round(steps * settings.get("epochs", 1) * 0.05),
         weight_decay=0.0,
