@@ -2,8 +2,9 @@
 """One epoch of LoRA on the same rows: `llm_tuner.training` against TRL's SFTTrainer and DPOTrainer.
 
 Both sides train on the same token ids, the same dequantised weights in the same precision, with the same LoRA (r 16,
-alpha 32, no dropout, the seven projections), AdamW at 2e-4 (DPO: 2e-5) and about 16 rows an optimizer step, each run in a fresh
-process (train_vs_trl_side.py says what is timed). Rows are requests over the reference hub (train_vs_trl_rows.py):
+alpha 32, no dropout, the seven projections), AdamW at 2e-4 (DPO: 2e-5) and about 16 rows an optimizer step, each run
+in a fresh process (train_vs_trl_side.py says what is timed). Rows are requests over the reference hub
+(train_vs_trl_rows.py):
 
     eight   catalogues of 8 tools, 16 requests each
     hub     all 73 definitions (about 12,000 tokens), 16 requests
@@ -33,6 +34,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -72,7 +74,7 @@ def main() -> int:
     bench = Bench(asked, gguf)
     cases = {}
     for case in asked.cases.split(","):
-        if case == "dpo" and not (Path(__file__).parents[1] / "src/llm_tuner/training/dpo.py").exists():
+        if case == "dpo" and find_spec("llm_tuner.training.dpo") is None:
             print("dpo: left out, llm_tuner.training has no dpo yet", file=sys.stderr)
             continue
         examples = (

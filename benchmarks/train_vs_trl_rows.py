@@ -38,8 +38,8 @@ def rows_of(
 ) -> list[Row] | list[Pair]:
     """The rows of a case (pairs for `dpo`), from `work` where they are there already.
 
-    `eight`, `dpo`: `catalogues` catalogues of `tools` tools, `requests` requests each. `hub`: `requests` requests over all
-    definitions. `own`: twice `requests` rows, each with 3 to 8 tools of its own.
+    `eight`, `dpo`: `catalogues` catalogues of `tools` tools, `requests` requests each. `hub`: `requests` requests over
+    all definitions. `own`: twice `requests` rows, each with 3 to 8 tools of its own.
     """
     file = work / f"{gguf.stem}-{case}-{catalogues}x{requests}x{tools}.jsonl"
     if not file.exists():

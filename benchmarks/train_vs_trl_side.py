@@ -75,10 +75,10 @@ def _high_water() -> int:
 
 def prepare(job: dict[str, Any]) -> dict[str, Any]:
     """Writes the GGUF's dequantised weights as a transformers folder, so that every other process loads the same."""
-    from llm_tuner.training.base import choose_precision, load_base, quiet
-
     import torch
     import trl
+
+    from llm_tuner.training.base import choose_precision, load_base, quiet
 
     dtype = choose_precision(job["precision"])
     model = load_base(Path(job["gguf"]), dtype)
@@ -129,7 +129,8 @@ def trl(job: dict[str, Any]) -> dict[str, Any]:
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM
 
-    from llm_tuner.training.base import LINEAR_LAYERS, quiet
+    from llm_tuner.training.base import quiet
+    from llm_tuner.training.sft import LINEAR_LAYERS
 
     examples, settings, cuda = _examples(job), job["settings"], torch.cuda.is_available()
     dtype = getattr(torch, job["precision"])
@@ -140,26 +141,26 @@ def trl(job: dict[str, Any]) -> dict[str, Any]:
     packs = _packs(settings, examples)
     accumulation = max(1, round(min(16, len(examples)) / (packs["rows"] if packs else 1) / batch))
     steps = max(1, -(-(packs["count"] if packs else len(examples)) // (batch * accumulation)))
-    common = dict(
-        output_dir=str(Path(job["out"]) / "trainer"),
-        per_device_train_batch_size=batch,
-        gradient_accumulation_steps=accumulation,
-        num_train_epochs=settings.get("epochs", 1),
-        learning_rate=job["learning_rate"],
-        lr_scheduler_type="cosine",
-        warmup_steps=round(steps * settings.get("epochs", 1) * 0.05),
-        weight_decay=0.0,
-        max_grad_norm=1.0,
-        gradient_checkpointing=settings.get("checkpointing", False),
-        bf16=settings.get("autocast", False),
-        use_cpu=not cuda,
-        logging_steps=1,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        dataloader_pin_memory=cuda,
-        seed=job["seed"],
-    )
+    common = {
+        "output_dir": str(Path(job["out"]) / "trainer"),
+        "per_device_train_batch_size": batch,
+        "gradient_accumulation_steps": accumulation,
+        "num_train_epochs": settings.get("epochs", 1),
+        "learning_rate": job["learning_rate"],
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": round(steps * settings.get("epochs", 1) * 0.05),
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "gradient_checkpointing": settings.get("checkpointing", False),
+        "bf16": settings.get("autocast", False),
+        "use_cpu": not cuda,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "dataloader_pin_memory": cuda,
+        "seed": job["seed"],
+    }
     lora = LoraConfig(
         r=16, lora_alpha=32, lora_dropout=0.0, target_modules=list(LINEAR_LAYERS), bias="none", task_type="CAUSAL_LM"
     )
@@ -308,6 +309,15 @@ def _examples(job: dict[str, Any]) -> list[Any]:
     return [kind.model_validate_json(line) for line in lines]
 
 
+def _first_use(torch: Any) -> None:
+    """One step of next to nothing: what PyTorch imports and starts at its first step is no part of either side."""
+    layer = torch.nn.Linear(8, 8)
+    optimizer = torch.optim.AdamW(layer.parameters())
+    layer(torch.ones(1, 8)).sum().backward()
+    torch.nn.utils.clip_grad_norm_(layer.parameters(), 1.0)
+    optimizer.step()
+
+
 def main() -> int:
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     if job["memory_gb"]:
@@ -317,6 +327,7 @@ def main() -> int:
 
     if job["threads"]:
         torch.set_num_threads(job["threads"])
+    _first_use(torch)
     side = {"prepare": prepare, "ours": ours, "trl": trl, "judge": judge}[job["side"]]
     Path(sys.argv[2]).write_text(json.dumps(side(job)), encoding="utf-8")
     return 0
