@@ -212,7 +212,8 @@ class Bench:
         """TRL's fastest settings on the check rows; everything that was tried goes to `tried`."""
         tried.extend(self._probe(name, check, settings) for settings in self._shapes(name, check))
         if not any("seconds" in t for t in tried):
-            tried.append(self._probe(name, check, {"batch": 1, "checkpointing": True}))
+            lean = [shape | {"checkpointing": True} for shape in self._shapes(name, check)]
+            tried.extend(self._probe(name, check, settings) for settings in lean)
         extra = [{"autocast": True}] if self.made["precision"] == "bfloat16" else []
         extra += [{"precompute": True}] if name == "dpo" else []
         for more in extra:
