@@ -100,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--cases", default=",".join(CASES), help="with commas (default all)")
     out.add_argument("--rows", type=int, default=16, help="requests a catalogue (default 16)")
     out.add_argument("--catalogues", type=int, default=4, help="of eight and dpo (default 4)")
-    out.add_argument("--tools", type=int, default=8, help="tools a catalogue of eight and dpo (default 8)")
+    out.add_argument("--tools", type=int, default=8, help="tools a catalogue, at most (default 8); hub has all")
     out.add_argument("--check", type=int, default=4, help="rows of probes and loss checks (default 4; hub at most 2)")
     out.add_argument("--repeat", type=int, default=1, help="runs of each side, in turns; figures are medians")
     out.add_argument("--threads", type=int, default=0, help="0: torch's own choice")

@@ -39,7 +39,7 @@ def rows_of(
     """The rows of a case (pairs for `dpo`), from `work` where they are there already.
 
     `eight`, `dpo`: `catalogues` catalogues of `tools` tools, `requests` requests each. `hub`: `requests` requests over
-    all definitions. `own`: twice `requests` rows, each with 3 to 8 tools of its own.
+    all definitions. `own`: twice `requests` rows, each with 3 to `tools` tools of its own.
     """
     file = work / f"{gguf.stem}-{case}-{catalogues}x{requests}x{tools}.jsonl"
     if not file.exists():
@@ -92,7 +92,9 @@ def _made(case: str, work: Path, gguf: Path, catalogues: int, requests: int, too
             tasks=catalogues * requests, catalogues=catalogues, sizes=(tools, tools), catalogue_chars=everything
         ),
         "hub": Mix(tasks=requests, catalogues=1, whole_hub=True),
-        "own": Mix(tasks=2 * requests, catalogues=2 * requests, sizes=(3, 8), catalogue_chars=everything),
+        "own": Mix(
+            tasks=2 * requests, catalogues=2 * requests, sizes=(min(3, tools), tools), catalogue_chars=everything
+        ),
     }
     tasks = synthesize(specs, mixes[case], "train", pages="http://127.0.0.1:8000")
     rows = _rendered(tasks, gguf)
