@@ -34,6 +34,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -277,7 +279,6 @@ class Bench:
             "gguf": str(self.gguf),
             "weights": str(self.weights),
             "threads": self.asked.threads,
-            "memory_gb": self.memory,
         }
         script = Path(__file__).with_name("train_vs_trl_side.py")
         with tempfile.TemporaryDirectory(prefix="train-vs-trl-job-") as folder:
@@ -286,12 +287,33 @@ class Bench:
             threads = {"OMP_NUM_THREADS": str(self.asked.threads)} if self.asked.threads else {}
             environment = os.environ | threads | {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
             command = [sys.executable, str(script), str(file), str(answer)]
-            done = subprocess.run(command, env=environment, capture_output=True, text=True)
-            if done.returncode == 0:
+            told = Path(folder) / "stderr"
+            with told.open("w") as stream:
+                child = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=stream)
+                most = watched(child, self.memory * 1e9)
+            if child.returncode == 0:
                 return dict(json.loads(answer.read_text(encoding="utf-8")))
-            if any(word in done.stderr for word in NO_ROOM):
-                raise DoesNotFit(done.stderr.strip().splitlines()[-1][:200])
-            raise SystemExit(f"{job['side']} ended with exit code {done.returncode}:\n{done.stderr[-3000:]}")
+            words = told.read_text(encoding="utf-8", errors="replace")
+            if most > self.memory * 1e9:
+                raise DoesNotFit(f"more than {self.memory:.1f} GB")
+            if any(word in words for word in NO_ROOM):
+                raise DoesNotFit(words.strip().splitlines()[-1][:200])
+            raise SystemExit(f"{job['side']} ended with exit code {child.returncode}:\n{words[-3000:]}")
+
+
+def watched(child: subprocess.Popen[bytes], limit: float) -> float:
+    """Waits for a process, and ends it when its resident memory exceeds `limit` bytes; the most that was seen."""
+    most = 0.0
+    process = psutil.Process(child.pid)
+    while child.poll() is None:
+        with suppress(psutil.NoSuchProcess):
+            most = max(most, process.memory_info().rss)
+        if most > limit:
+            child.kill()
+            child.wait()
+        else:
+            time.sleep(0.2)
+    return most
 
 
 class DoesNotFit(Exception):

@@ -320,9 +320,6 @@ def _first_use(torch: Any) -> None:
 
 def main() -> int:
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    if job["memory_gb"]:
-        limit = int(job["memory_gb"] * 1e9)
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))  # too much is an error here, not the machine's end
     import torch
 
     if job["threads"]:
