@@ -148,7 +148,10 @@ class Bench:
             for side in ("ours", "trl")[:: 1 if number % 2 == 0 else -1]:
                 given = settings if side == "trl" else json.loads(self.asked.ours)
                 keep = self.asked.work / f"adapter-{name}-{side}"
-                runs[side].append(self._side(side, name, examples, given, keep))
+                try:
+                    runs[side].append(self._side(side, name, examples, given, keep))
+                except DoesNotFit as error:
+                    raise SystemExit(f"{name}: {side} with {json.dumps(given)} needs {error}") from error
                 adapters[side] = str(keep)
                 say(f"{name}, {side}: {runs[side][-1]['epoch_seconds']:.1f} s")
         if all(len(runs[side][0]["step_seconds"]) == 1 for side in runs):
