@@ -76,7 +76,9 @@ class Delta:
         tuned: Matrix = weight + np.float32(self.scale) * (self.b @ self.a)
         if self.magnitude is None:
             return tuned
-        return tuned * (self.magnitude / np.linalg.norm(tuned, axis=1))[:, None]
+        lengths: Matrix = self.magnitude / np.linalg.norm(tuned, axis=1)
+        tuned *= lengths[:, None]
+        return tuned
 
 
 class Adapter:
@@ -192,6 +194,10 @@ def scale(config: Mapping[str, Any], layer: str, r: int) -> float:
     patterns: Mapping[str, float] = config.get("alpha_pattern") or {}
     fits = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", layer))
     alpha = float(next(fits, config["lora_alpha"]))
+    if alpha == 0:
+        raise TrainingError(
+            f"Cannot export an adapter whose alpha is 0 in {layer}: it does nothing there. Train again."
+        )
     return float(alpha / np.sqrt(r)) if config.get("use_rslora") else alpha / r
 
 

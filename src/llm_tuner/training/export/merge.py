@@ -11,6 +11,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -35,21 +36,21 @@ def merge(base: Path, adapter: Path, out: Path, kind: Format = "as_base") -> Gen
     require_space(out.parent, merged_size(reader, types))
     partial = out.with_suffix(".partial")
     writer = gguf.GGUFWriter(partial, lora.architecture)
-    copy_metadata(reader, writer, file_type(kind))
-    for tensor in reader.tensors:
-        _announce(writer, tensor, types[tensor.name])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for done, tensor in enumerate(reader.tensors, start=1):
-        try:
-            writer.write_tensor_data(_data(tensor, types[tensor.name], lora))
-        except TrainingError as error:
-            raise TrainingError(f"{tensor.name}: {error}") from error
-        yield Event(
-            step="export", message=f"{kind} {tensor.name}", done=done, total=len(reader.tensors), unit="tensors"
-        )
-    writer.close()
+    with closing(writer):
+        copy_metadata(reader, writer, file_type(kind))
+        for tensor in reader.tensors:
+            _announce(writer, tensor, types[tensor.name])
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for done, tensor in enumerate(reader.tensors, start=1):
+            try:
+                writer.write_tensor_data(_data(tensor, types[tensor.name], lora))
+            except TrainingError as error:
+                raise TrainingError(f"{tensor.name}: {error}") from error
+            yield Event(
+                step="export", message=f"{kind} {tensor.name}", done=done, total=len(reader.tensors), unit="tensors"
+            )
     os.replace(partial, out)
     with out.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -65,7 +66,7 @@ def _bytes(tensor: Any, kind: Any) -> int:
     import gguf
 
     block, size = gguf.GGML_QUANT_SIZES[kind]
-    return int(tensor.n_elements) // block * size
+    return int(tensor.n_elements) // int(block) * int(size)
 
 
 def _announce(writer: Any, tensor: Any, kind: Any) -> None:
