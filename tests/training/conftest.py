@@ -28,6 +28,7 @@ def write_gguf(path, architecture="qwen2", kind="Q8_0", seed=0, layers=2, width=
     if architecture == "gemma3":
         writer.add_sliding_window(512)
     tokens = [bytes([b]).decode("latin-1") if 33 <= b < 127 else f"<0x{b:02X}>" for b in range(256)]
+    tokens[255] = "ab"
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("qwen2")
     writer.add_token_list(tokens)

@@ -11,13 +11,13 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import gguf  # noqa: E402
-from peft_adapters import OPTIONS, drain, move, peft_model, save  # noqa: E402
 
 from llm_tuner.models.llamacpp import Embedded  # noqa: E402
 from llm_tuner.training.base import load_base, quiet  # noqa: E402
 from llm_tuner.training.export import Adapter, adapter_gguf, merge  # noqa: E402
 from llm_tuner.training.export.mix import BY_SIZE, FORMATS, mix, next_size  # noqa: E402
 from llm_tuner.types import DiskFull, TrainingError  # noqa: E402
+from peft_adapters import OPTIONS, drain, move, peft_model, save  # noqa: E402
 
 ARCHITECTURES = ("qwen2", "llama", "gemma3", "qwen3")
 
@@ -113,8 +113,8 @@ def test_the_formats_differ_in_size_and_say_their_type(tiny_gguf, tmp_path):
     assert [next_size(kind) for kind in FORMATS] == ["q8_0", "q4_k_m", "q5_k_m", "q6_k", "q8_0", "f16", None]
 
 
-# What llama_model_quantize (llama.cpp b11434) chose for such models: the types of the values and of the projections down,
-# block by block; then of the output, of an ordinary matrix, and of the embedding.
+# What llama_model_quantize (llama.cpp b11434) chose for such models: the types of the values and of the projections
+# down, block by block; then of the output, of an ordinary matrix, and of the embedding.
 MORE = {13: "6..6..6..6.66", 16: "66..6..6..6..666", 9: "6..6..666"}
 MIXES = [
     (13, 256, False, "q4_k_s", "5555.........", "5............", "Q6_K", "Q4_K", "Q4_K"),
@@ -260,8 +260,8 @@ def test_a_bfloat16_adapter_is_read(tiny_gguf, tmp_path):
 
 @pytest.mark.weights
 def test_the_mix_of_q4_k_m_is_that_of_the_publishers_file(qwen_gguf):
-    """Made by llama.cpp itself; rows of 896 do not divide into K-blocks. The llama.cpp of 2024 counted the blocks in the
-    order of their names (10 before 2), today's by number: so as many tensors of each type, but not the same blocks."""
+    """Made by llama.cpp itself; rows of 896 do not divide into K-blocks. The llama.cpp of 2024 counted the blocks in
+    the order of their names (10 before 2), today's by number: as many tensors of each type, but not the same blocks."""
     reader = gguf.GGUFReader(qwen_gguf)
     types = mix(reader, "q4_k_m", ())
     found, wanted = (

@@ -37,6 +37,24 @@ def predict(
     return tuple(done[row.fingerprint] for row in rows)
 
 
+def predict_folder(folder: Path, rows: Sequence[Row], out: Path) -> Generator[Event, None, tuple[Prediction, ...]]:
+    """The same of a safetensors folder, as `AutoModelForCausalLM.from_pretrained` loads it."""
+    from transformers import AutoModelForCausalLM
+
+    done = {prediction.row: prediction for prediction in resume_jsonl(out, Prediction)}
+    missing = [row for row in rows if row.fingerprint not in done]
+    if missing:
+        with quiet():
+            model = AutoModelForCausalLM.from_pretrained(str(folder)).eval()
+        for number, row in enumerate(missing, start=1):
+            done[row.fingerprint] = prediction_of(model, row)
+            append_jsonl(out, done[row.fingerprint])
+            yield Event(step="agreement", message=folder.name, done=number, total=len(missing), unit="rows")
+        del model
+        give_memory_back()
+    return tuple(done[row.fingerprint] for row in rows)
+
+
 def prediction_of(model: Any, row: Row) -> Prediction:
     """One row through a causal model of transformers, in its own precision; the softmax in float32."""
     torch = require_torch()

@@ -174,7 +174,7 @@ def refuse_inexact(config: Mapping[str, Any]) -> None:
         raise TrainingError(
             f"Cannot export an adapter that started with init_lora_weights = {start!r}: its matrices fit a base whose "
             "weights were changed at the start, and that base is in no file. Save it as a plain LoRA with "
-            "save_pretrained(..., path_initial_model_for_weight_conversion=...), which PEFT does exactly, and export that."
+            "save_pretrained(..., path_initial_model_for_weight_conversion=...), which is exact, and export that."
         )
     if config.get("bias", "none") != "none":
         raise TrainingError("Cannot export an adapter with trained biases: train with bias = none.")

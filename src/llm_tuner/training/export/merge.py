@@ -56,6 +56,14 @@ def merge(base: Path, adapter: Path, out: Path, kind: Format = "as_base") -> Gen
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def needed(base: Path, adapter: Path, kind: Format) -> int:
+    """Bytes that `merge` would write. Raises what it would raise for the adapter, before anything is done."""
+    import gguf
+
+    reader = gguf.GGUFReader(base)
+    return merged_size(reader, mix(reader, kind, Adapter(adapter, reader).deltas.keys()))
+
+
 def merged_size(reader: Any, types: dict[str, Any]) -> int:
     """Bytes of a merged file, within the padding of its tensors."""
     rest = int(reader.data_offset)
