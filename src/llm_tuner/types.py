@@ -302,6 +302,11 @@ class Row(Value):
         """Tokens of the whole row."""
         return len(self.prompt_ids) + len(self.completion_ids)
 
+    @property
+    def fingerprint(self) -> str:
+        """Hash of its token ids; a task with several turns has several rows."""
+        return content_hash([list(self.prompt_ids), list(self.completion_ids)])
+
 
 class Pair(Value):
     """A preference: two completions of one prompt, the `chosen` one right and the `rejected` one wrong for `reason`.
@@ -325,6 +330,15 @@ class Rollout(Value):
     rows: tuple[Row, ...]
     reward: float
     reason: Reason = "ok"
+
+
+class Prediction(Value):
+    """What a model foresees of a row (its fingerprint) when the completion is forced on it: of each completion token
+    ln p, given all before it, and the token that the model itself held likeliest at that place."""
+
+    row: str
+    log_probabilities: tuple[float, ...]
+    greedy: tuple[int, ...]
 
 
 # ---------------------------------------------------------------------------------------------------- reports, gates

@@ -10,7 +10,7 @@ import time
 import pytest
 
 COMMANDS = [
-    "demo", "tune", "train", "rollback", "status", "doctor",
+    "demo", "tune", "train", "export", "rollback", "status", "doctor",
     "models list", "models pull", "models rm", "models versions", "models promote", "models rollback",
     "tools list", "tools call", "data collect", "data show", "data import", "data export",
     "data check", "data card", "eval suite", "eval score", "eval bfcl", "eval compare", "eval latency", "eval general",

@@ -110,7 +110,7 @@ def test_only_adapted_tensors_change_and_metadata_stays(tiny_gguf, trained, tmp_
     assert len(digest) == 64
     before, after = gguf.GGUFReader(base), gguf.GGUFReader(out)
     changed = {a.name for a, b in zip(before.tensors, after.tensors, strict=True) if not np.array_equal(a.data, b.data)}
-    assert changed == set(Adapter(trained[0] / "adapter", before).pairs)
+    assert changed == set(Adapter(trained[0] / "adapter", before).deltas)
     keys = [key for key in before.fields if not key.startswith("GGUF.")]
     assert keys == [key for key in after.fields if not key.startswith("GGUF.")]
     assert all(before.fields[key].contents() == after.fields[key].contents() for key in keys)
@@ -157,8 +157,8 @@ def test_an_adapter_of_another_model_or_an_inexact_one_is_refused(tiny_gguf, tra
     folder = tmp_path / "adapter"
     shutil.copytree(trained[0] / "adapter", folder)
     config = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps(config | {"use_rslora": True}))
-    with pytest.raises(TrainingError, match="use_rslora"):
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"use_qalora": True}))
+    with pytest.raises(TrainingError, match="use_qalora"):
         drain(merge(tiny_gguf(), folder, tmp_path / "m.gguf"))
     assert not (tmp_path / "m.gguf").exists()
 

@@ -168,16 +168,26 @@ class Embedded:
         (a few 1e-4). Raises ModelError where the text does not fit the context.
         """
         tokens, lead = self.tokenize(text), self._before_text()
-        return [self._log_probability([*lead, *tokens[:place]], token) for place, token in enumerate(tokens)]
+        return [self._said([*lead, *tokens[:place]], token)[0] for place, token in enumerate(tokens)]
+
+    def predict(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> tuple[list[float], list[int]]:
+        """Of each completion token ln p, given those before it, and the token that is likeliest at its place.
+
+        Token ids as they are, nothing is added in front. Exact and slow as `log_probabilities`.
+        """
+        before = list(prompt_ids)
+        said = [self._said([*before, *completion_ids[:n]], token) for n, token in enumerate(completion_ids)]
+        return [log_probability for log_probability, _ in said], [likeliest for _, likeliest in said]
 
     def _before_text(self) -> list[int]:
         known = self._ask("GET", "/props")
         return self.tokenize(str(known.get("bos_token") or known["eos_token"]))
 
-    def _log_probability(self, before: list[int], token: int) -> float:
+    def _said(self, before: list[int], token: int) -> tuple[float, int]:
+        """ln p of the token after these, and the likeliest one there."""
         said = self._forced(before, token, 1)
         if said is not None and said["id"] == token:
-            return max(float(said["logprob"]), LEAST)
+            return max(float(said["logprob"]), LEAST), int(said["top_logprobs"][0]["id"])
         # Of a token that ends within a character the server keeps no probabilities: it is found among those of a token
         # that does not.
         whole = self.tokenize("\n")[0]
@@ -185,7 +195,7 @@ class Embedded:
             among = self._forced(before, whole, most) or {"top_logprobs": []}
             for other in among["top_logprobs"]:
                 if other["id"] == token:
-                    return max(float(other["logprob"]), LEAST)
+                    return max(float(other["logprob"]), LEAST), int(among["top_logprobs"][0]["id"])
         raise ModelError(f"llama.cpp does not say how probable token {token} of the text is to {self._name}.")
 
     def _forced(self, before: list[int], token: int, most: int) -> dict[str, Any] | None:
