@@ -98,6 +98,7 @@ class Embedded:
         )
         weakref.finalize(self, self._http.close)
         self._bos = self._leading_token()
+        self._ends: frozenset[int] | None = None
 
     @property
     def name(self) -> str:
@@ -127,6 +128,19 @@ class Embedded:
         """Token ids of a rendered text: special tokens are read as such, none is added."""
         body: dict[str, Json] = {"content": text, "add_special": False, "parse_special": True}
         return [int(token) for token in self._ask("POST", "/tokenize", body)["tokens"]]
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of these tokens, special ones spelled out."""
+        return str(self._ask("POST", "/detokenize", {"tokens": list(tokens)})["content"])
+
+    def end_tokens(self) -> frozenset[int]:
+        """The tokens that end generation for this server, whatever the file calls them."""
+        if self._ends is None:
+            # The server does not list them, but it shows what it forbids when it is told to ignore them.
+            body: dict[str, Json] = {"prompt": self._before_text()[:1], "n_predict": 1, "ignore_eos": True}
+            said = self._ask("POST", "/completion", body)["generation_settings"]["logit_bias"]
+            self._ends = frozenset(int(one["token"]) for one in said)
+        return self._ends
 
     def log_probabilities(self, text: str) -> list[float]:
         """ln p of each token of the text, given those before it; the first one, given the model's BOS (or its EOS).

@@ -52,6 +52,10 @@ class Model(Protocol):
 
     def tokenize(self, text: str) -> list[int]: ...
 
+    def detokenize(self, tokens: Sequence[int]) -> str: ...
+
+    def end_tokens(self) -> frozenset[int]: ...
+
 
 class Runtime(Protocol):
     """The verbs that the loop uses. `name` is the tuned model's name, without an alias."""
@@ -223,9 +227,18 @@ class _WithTokenizer:
         return self._backend.render(messages, tools, generation_prompt)
 
     def tokenize(self, text: str) -> list[int]:
+        return self._embedded().tokenize(text)
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        return self._embedded().detokenize(tokens)
+
+    def end_tokens(self) -> frozenset[int]:
+        return self._embedded().end_tokens()
+
+    def _embedded(self) -> Embedded:
         if self._tokenizer is None:
             self._tokenizer = Embedded(self._gguf, context=512)
-        return self._tokenizer.tokenize(text)
+        return self._tokenizer
 
     def close(self) -> None:
         if self._tokenizer is not None:
