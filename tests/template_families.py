@@ -47,7 +47,8 @@ MISTRAL = (
 DEEPSEEK = (
     "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>", "<｜tool▁calls▁begin｜>",
     "<｜tool▁calls▁end｜>", "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", "<｜tool▁sep｜>",
-    "<｜tool▁outputs▁begin｜>", "<｜tool▁outputs▁end｜>", "<｜tool▁output▁begin｜>", "<｜tool▁output▁end｜>", "<think>", "</think>",
+    "<｜tool▁outputs▁begin｜>", "<｜tool▁outputs▁end｜>", "<｜tool▁output▁begin｜>", "<｜tool▁output▁end｜>",
+    "<think>", "</think>",
 )  # fmt: skip
 HARMONY = (
     "<|startoftext|>", "<|return|>", "<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>", "<|call|>",
@@ -185,7 +186,7 @@ WEATHER = ToolSpec(
         "type": "object",
         "properties": {
             "city": {"type": "string", "description": "名前"},
-            "unit": {"enum": ["C", "F"], "type": "string"},
+            "unit": {"type": "string", "enum": ["C", "F"]},
         },
         "required": ["city"],
     },

@@ -7,7 +7,8 @@ import re
 
 import pytest
 
-from llm_tuner.models.ollama import QWEN_TEMPLATE, Ollama, OllamaServer, base_url
+from llm_tuner.models.ollama import Ollama, OllamaServer, base_url
+from llm_tuner.models.ollama_templates import QWEN_TEMPLATE
 from llm_tuner.types import (
     Backend,
     ChatOptions,

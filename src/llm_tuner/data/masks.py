@@ -138,25 +138,22 @@ def _numbered(messages: Sequence[Message]) -> tuple[Message, ...]:
     """The same calls with nine digits as ids, from 0 on. Some templates (Mistral's) have the model write the id itself,
     and accept nothing but nine letters or digits."""
     ids: dict[str, str] = {}
-    waiting: deque[str] = deque()
+    waiting: list[str] = []
     total, out = 0, []
     for message in messages:
+        update: dict[str, object] = {}
         if message.tool_calls:
-            waiting.clear()
-        calls = []
-        for call in message.tool_calls:
-            fresh = f"{total:09d}"
-            total += 1
-            waiting.append(fresh)
-            ids[call.id] = fresh
-            calls.append(call.model_copy(update={"id": fresh}))
-        update: dict[str, object] = {"tool_calls": tuple(calls)} if calls else {}
-        if message.result is not None:
-            known = ids.get(message.result.call_id) if message.result.call_id else None
-            fresh = known if known in waiting else (waiting[0] if waiting else known or message.result.call_id)
-            if fresh in waiting:
-                waiting.remove(fresh)
-            update = {"result": message.result.model_copy(update={"call_id": fresh})}
+            waiting = [f"{total + place:09d}" for place in range(len(message.tool_calls))]
+            total += len(waiting)
+            ids |= {call.id: fresh for call, fresh in zip(message.tool_calls, waiting, strict=True)}
+            calls = zip(message.tool_calls, waiting, strict=True)
+            update["tool_calls"] = tuple(call.model_copy(update={"id": fresh}) for call, fresh in calls)
+        if message.result is not None and waiting:
+            # By its id, or the next one: results may have come without.
+            fresh = ids.get(message.result.call_id, "")
+            fresh = fresh if fresh in waiting else waiting[0]
+            waiting.remove(fresh)
+            update["result"] = message.result.model_copy(update={"call_id": fresh})
         out.append(message.model_copy(update=update) if update else message)
     return tuple(out)
 

@@ -97,7 +97,8 @@ class Embedded:
             base_url=self.address, timeout=httpx2.Timeout(timeout, connect=10), trust_env=False, follow_redirects=False
         )
         weakref.finalize(self, self._http.close)
-        self._bos = self._leading_token()
+        self.leading = self._leading_token()
+        """The text of the token (BOS) that the server puts before every prompt; "" where it adds none."""
         self._ends: frozenset[int] | None = None
 
     @property
@@ -122,7 +123,7 @@ class Embedded:
         """The exact text that `chat` feeds the model, special tokens spelled out, a leading BOS included where the
         server adds one. A trailing assistant message is rendered as a finished turn."""
         body = openai_wire.request(messages, tools, GREEDY) | {"add_generation_prompt": generation_prompt}
-        return self._bos + str(self._ask("POST", "/apply-template", body, tools)["prompt"])
+        return self.leading + str(self._ask("POST", "/apply-template", body, tools)["prompt"])
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a rendered text: special tokens are read as such, none is added."""

@@ -43,8 +43,9 @@ def collect(
         train=default.train.model_copy(update={"tasks": tasks, "catalogues": max(1, tasks // 16)}),
     )
     store = Store()
-    stock = drive(loop.stock_step(config, open_runtime(runtime)))
-    run = drive(loop.collect_step(config, store, open_runtime(runtime), stock))
+    serving = open_runtime(runtime)
+    stock = drive(loop.stock_step(config, serving))
+    run = drive(loop.collect_step(config, store, serving, stock))
     folder = store.folder(run)
     rows = [[name, str(counts["made"]), str(counts["accepted"])] for name, counts in run.metrics.items()]
     document = {"run": run.id, "folder": str(folder), "counts": run.metrics}
