@@ -145,7 +145,7 @@ def _numbered(messages: Sequence[Message]) -> tuple[Message, ...]:
         if message.tool_calls:
             waiting = [f"{total + place:09d}" for place in range(len(message.tool_calls))]
             total += len(waiting)
-            ids |= {call.id: fresh for call, fresh in zip(message.tool_calls, waiting, strict=True)}
+            ids |= {call.id: fresh for call, fresh in zip(message.tool_calls, waiting, strict=True) if call.id}
             calls = zip(message.tool_calls, waiting, strict=True)
             update["tool_calls"] = tuple(call.model_copy(update={"id": fresh}) for call, fresh in calls)
         if message.result is not None and waiting:
