@@ -32,6 +32,7 @@ REFUSALS = {
     "Nothing ends": "no end",
     "drops calls": "calls dropped",
     "drops a tool's result": "result dropped",
+    "before its end": "more behind the end",
     "cannot render": "refused",
 }
 """What stands in an error, and the word for it in the table."""

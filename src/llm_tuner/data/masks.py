@@ -127,6 +127,12 @@ def require_place_for_tools(tools: Sequence[ToolSpec], renderer: Renderer) -> No
         )
 
 
+def differs_at(a: str, b: str) -> int:
+    """The place of the first character that two texts do not share."""
+    places = enumerate(zip(a, b, strict=False))
+    return next((place for place, (one, other) in places if one != other), min(len(a), len(b)))
+
+
 def cut(tag: str, renderer: Renderer) -> int:
     """Where to cut a tag so that its two parts have as few tokens as possible, and as late as possible: then the tokens
     are those that the same letters have in ordinary text."""
@@ -179,7 +185,7 @@ def _continued(
         same = renderer.tokenize(prompt)[-1:] == renderer.tokenize(before)[-1:]
         if same and prompt.endswith(opening) and before.endswith(opening):
             return prompt, rest
-    at = next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), min(len(prompt), len(whole)))
+    at = differs_at(prompt, whole)
     raise DataError(
         f"The chat template does not continue its own prompt ({where}): the server asks the model to go on after "
         f"{prompt[-_SHOWN:]!r}, but from character {at} on ({prompt[at : at + 20]!r}) a finished answer renders as "
@@ -204,7 +210,7 @@ def _until_end(rest: Sequence[int], renderer: Renderer, where: str) -> list[int]
         raise DataError(
             f"The answer holds a token that ends generation before its end ({where}): "
             f"{renderer.detokenize(rest[at : at + 1])!r}, and then {renderer.detokenize(behind)[:_SHOWN]!r}. Take that "
-            "text out of the answer, or leave the task out."
+            "text out of the answer; where the template writes it, serve the model with another template."
         )
     return list(rest[: at + 1])
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Collection, Generator, Mapping, Sequence
 
 from llm_tuner.data.collect import usable
-from llm_tuner.data.masks import cut, left_out, require_place_for_tools, row, turns
+from llm_tuner.data.masks import cut, differs_at, left_out, require_place_for_tools, row, turns
 from llm_tuner.models.signatures import shown
 from llm_tuner.types import Attempt, DataError, Event, Renderer, Row, Task
 
@@ -99,9 +99,7 @@ def difference(served: str, trained: str) -> str:
     """What the first difference of two texts is, or "" where there is none."""
     if served == trained:
         return ""
-    at = next(
-        (i for i, (a, b) in enumerate(zip(served, trained, strict=False)) if a != b), min(len(served), len(trained))
-    )
+    at = differs_at(served, trained)
     return (
         f"from character {at} on the server renders {served[at : at + 40]!r} "
         f"where {trained[at : at + 40]!r} was trained"
