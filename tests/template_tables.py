@@ -9,20 +9,22 @@ looks for it); tests/ollama_server.py builds the older one.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ollama_server
-from llm_tuner.data.masks import Turn, left_out, require_place_for_tools, row
+from llm_tuner.data.masks import Turn, left_out, numbered, require_place_for_tools, row
 from llm_tuner.models.llamacpp import Embedded
 from llm_tuner.models.runtimes import OllamaRuntime
-from llm_tuner.types import AnyCall, DataError, Renderer, Row, Task
+from llm_tuner.types import AnyCall, DataError, Message, Renderer, Row, Task
 from template_families import CONVERSATIONS, FAMILIES, Conversation, write
 
 DOCS = Path(__file__).parent.parent / "docs" / "templates.md"
@@ -88,13 +90,17 @@ class Transformers:
 
     def agrees(self, made: Row, conversation: Conversation) -> str:
         """ "same" bytes and ids of prompt and completion, or what differs."""
-        messages = [_hugging_face(message) for message in conversation.messages]
         tools: list[Any] = [tool.openai() for tool in conversation.tools]
-        try:
-            prompt = self._render(messages[:-1], tools, True)
-            whole = self._render(messages, tools, False)
-        except Exception as error:
-            return f"cannot render ({type(error).__name__})"
+        prompt = whole = ""
+        for as_text in (False, True):  # some templates want arguments as an object, some as JSON
+            messages = [_hugging_face(message, as_text) for message in numbered(conversation.messages)]
+            try:
+                prompt, whole = self._render(messages[:-1], tools, True), self._render(messages, tools, False)
+                break
+            except Exception as error:
+                refusal = f"cannot render ({type(error).__name__})"
+        else:
+            return refusal
         if prompt != made.prompt:
             return "other prompt"
         if not (whole.startswith(prompt + made.completion) or whole.rstrip().endswith(made.completion)):
@@ -105,19 +111,26 @@ class Transformers:
     def _render(self, messages: list[Any], tools: list[Any], generation_prompt: bool) -> str:
         return str(
             self._tokenizer.apply_chat_template(
-                messages, tools=tools or None, tokenize=False, add_generation_prompt=generation_prompt
+                messages,
+                tools=tools or None,
+                tokenize=False,
+                add_generation_prompt=generation_prompt,
+                date_string=datetime.now().strftime("%d %b %Y"),  # as llama.cpp does
             )
         )
 
 
-def _hugging_face(message: Any) -> dict[str, Any]:
+def _hugging_face(message: Message, as_text: bool) -> dict[str, Any]:
     body: dict[str, Any] = {"role": message.role, "content": message.result.content if message.result else message.text}
     if message.thinking:
         body["reasoning_content"] = message.thinking
+    if message.result:
+        body["tool_call_id"] = message.result.call_id
     if message.tool_calls:
         body["tool_calls"] = [
-            {"type": "function", "id": call.id, "function": {"name": call.name, "arguments": call.arguments}}
+            {"type": "function", "id": call.id, "function": {"name": call.name, "arguments": arguments}}
             for call in message.tool_calls
+            for arguments in [json.dumps(call.arguments, ensure_ascii=False) if as_text else call.arguments]
         ]
     return body
 

@@ -16,7 +16,15 @@ from template_tables import agrees, cells, on_ollama
 
 pytest.importorskip("trl")
 
-OTHERWISE = {"Qwen2.5": {"nested"}, "Qwen3": {"nested"}, "Qwen3 2507": {"nested"}, "SmolLM2": {"result", "results"}}
+OTHERWISE = {
+    "Qwen2.5": {"nested"},
+    "Qwen3": {"nested"},
+    "Qwen3 2507": {"nested"},
+    "Granite 4": {"nested"},
+    "Mistral Nemo": {"nested"},
+    "Gemma 3": set(),
+    "SmolLM2": {"result", "results"},
+}
 """Families for which we have a Go template, and the conversations that Ollama changes, or refuses for their tools,
 before any template sees them."""
 
@@ -59,7 +67,7 @@ def test_our_template_renders_llama_cpps_bytes(family, ollama_url, smol_gguf, tm
 @pytest.mark.ollama
 @pytest.mark.weights
 def test_a_base_that_no_template_of_ours_fits_is_told(ollama_url, smol_gguf, tmp_path):
-    path = write(tmp_path / "m.gguf", smol_gguf, FAMILIES["Granite 4"])
+    path = write(tmp_path / "m.gguf", smol_gguf, FAMILIES["Hermes 2 Pro"])
     with on_ollama(ollama_url, "unfitting", path) as (model, template):
         assert template == "the server's own"
         assert {cell.word for key, cell in cells(model).items() if CONVERSATIONS[key].tools} == {"refused"}
@@ -80,7 +88,7 @@ def test_the_leading_token_is_counted_as_the_server_feeds_it(family, ollama_url,
 @pytest.mark.skipif(not os.environ.get("LLM_TUNER_OLLAMA_NATIVE"), reason="no Ollama of 0.30 or later")
 @pytest.mark.ollama
 @pytest.mark.weights
-@pytest.mark.parametrize("family", ["Llama 3.2", "Mistral Nemo", "Qwen3", "Granite 4"])
+@pytest.mark.parametrize("family", ["Llama 3.2", "Hermes 2 Pro", "Qwen3", "Granite 4"])
 def test_a_native_server_renders_what_it_is_trained_on(family, smol_gguf, tmp_path):
     import ollama_server
 
@@ -92,7 +100,7 @@ def test_a_native_server_renders_what_it_is_trained_on(family, smol_gguf, tmp_pa
         on_ollama(url, "native", path) as (model, template),
     ):
         seen = cells(model)
-        assert template == ("our Qwen3" if family == "Qwen3" else "the server's own")
+        assert template == (f"our {family}" if family in OTHERWISE else "the server's own")
     assert {key: cell.word for key, cell in seen.items()} == {key: cell.word for key, cell in trained.items()}
     without_tools = [key for key, conversation in CONVERSATIONS.items() if not conversation.tools]
     assert [agrees(seen[key], trained[key]) for key in without_tools] == ["same"] * len(without_tools)

@@ -76,7 +76,7 @@ def row(task: Task, turn: Turn, renderer: Renderer, cuts: Mapping[str, int] | No
     """
     where = f"task {task.id}, turn {turn.place + 1}"
     answer = turn.answer.model_copy(update={"text_calls": ()})
-    messages, tools = shown(_numbered((*turn.before, answer)), task.tools, task.tags.get("rendering", "full"))
+    messages, tools = shown(numbered((*turn.before, answer)), task.tools, task.tags.get("rendering", "full"))
     try:
         prompt, rest = _continued(messages, tools, renderer, where)
     except RuntimeUnavailable:
@@ -140,7 +140,7 @@ def cut(tag: str, renderer: Renderer) -> int:
     return min(places, key=lambda at: len(renderer.tokenize(tag[:at])) + len(renderer.tokenize(tag[at:])))
 
 
-def _numbered(messages: Sequence[Message]) -> tuple[Message, ...]:
+def numbered(messages: Sequence[Message]) -> tuple[Message, ...]:
     """The same calls with nine digits as ids, from 0 on. Some templates (Mistral's) have the model write the id itself,
     and accept nothing but nine letters or digits."""
     ids: dict[str, str] = {}

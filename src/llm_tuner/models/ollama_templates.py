@@ -54,11 +54,12 @@ _JSON = """\
 {{- template "text" $name }}: {{ template "property" $property }}{{ $between = ", " }}{{ end }}
 {{- end }}{{ "}" }}
 {{- end }}
+{{- define "parameters" }}{"type": {{ json .Type }}, "properties": {{ template "properties" .Properties }}
+{{- if .Required }}, "required": {{ template "texts" .Required }}{{ end }}
+{{- if .Defs }}, "$defs": {{ template "value" .Defs }}{{ end }}{{ "}" }}
+{{- end }}
 {{- define "tool" }}{"type": "function", "function": {"name": {{ template "text" .Function.Name }}, "description": \
-{{ template "text" .Function.Description }}, "parameters": {"type": {{ json .Function.Parameters.Type }}, \
-"properties": {{ template "properties" .Function.Parameters.Properties }}
-{{- if .Function.Parameters.Required }}, "required": {{ template "texts" .Function.Parameters.Required }}{{ end }}
-{{- if .Function.Parameters.Defs }}, "$defs": {{ template "value" .Function.Parameters.Defs }}{{ end }}}}}
+{{ template "text" .Function.Description }}, "parameters": {{ template "parameters" .Function.Parameters }}}}
 {{- end }}
 {{- define "arguments" }}{{ "{" }}
 {{- $between := "" }}{{ range $name, $value := . }}{{ $between }}{{ $between = ", " }}
@@ -208,6 +209,98 @@ def _qwen3(thinks: bool) -> str:
     )
 
 
+_GRANITE = (
+    _JSON
+    + """\
+{{- $given := "" }}{{ $system := "You are a helpful assistant. Please ensure responses are professional, accurate, and \
+safe." }}
+{{- range $i, $_ := .Messages }}{{ if and (eq $i 0) (eq .Role "system") }}{{ $given = .Content }}
+{{- $system = .Content }}{{ end }}{{ end -}}
+<|start_of_role|>system<|end_of_role|>
+{{- if or $given (not .Tools) }}{{ $system }}{{ end }}
+{{- if .Tools }}{{ if $given }}
+
+{{ end }}You are a helpful assistant with access to the following tools. You may call one or more tools to assist with \
+the user query.
+
+You are provided with function signatures within <tools></tools> XML tags:
+<tools>
+{{- range .Tools }}
+{{ template "tool" . }}
+{{- end }}
+</tools>
+
+For each tool call, return a json object with function name and arguments within <tool_call></tool_call> XML tags:
+<tool_call>
+{"name": <function-name>, "arguments": <args-json-object>}
+</tool_call>. If a tool does not exist in the provided list of tools, notify the user that you do not have the ability \
+to fulfill the request.
+{{- end }}<|end_of_text|>
+{{ $answering := false }}{{ $last := "" }}
+{{- range $i, $_ := .Messages }}
+{{- if and $answering (ne .Role "tool") }}<|end_of_text|>
+{{ $answering = false }}
+{{- end }}
+{{- $last = .Role }}
+{{- if eq .Role "tool" }}
+{{- if not $answering }}<|start_of_role|>user<|end_of_role|>{{ $answering = true }}{{ end }}
+<tool_response>
+{{ .Content }}
+</tool_response>
+{{- else if eq .Role "assistant" }}<|start_of_role|>assistant<|end_of_role|>{{ .Content }}
+{{- if .ToolCalls }}{{ $content := .Content }}{{ range $j, $_ := .ToolCalls }}{{ if or $content $j }}
+{{ end }}<tool_call>
+{"name": "{{ .Function.Name }}", "arguments": {{ template "arguments" .Function.Arguments }}}
+</tool_call>
+{{- end }}
+{{- end }}<|end_of_text|>
+{{ else if or (eq .Role "user") (ne $i 0) }}<|start_of_role|>{{ .Role }}<|end_of_role|>{{ .Content }}<|end_of_text|>
+{{ end }}
+{{- end }}
+{{- if $answering }}<|end_of_text|>
+{{ end }}
+{{- if ne $last "assistant" }}<|start_of_role|>assistant<|end_of_role|>{{ end }}"""
+)
+
+# The tools stand before the last request, the system's words inside it where nothing follows.
+_MISTRAL = (
+    _JSON
+    + """\
+{{- $system := "" }}{{ $asked := -1 }}{{ $end := -1 }}{{ $tools := .Tools }}
+{{- range $i, $_ := .Messages }}{{ $end = $i }}{{ if eq .Role "user" }}{{ $asked = $i }}{{ end }}
+{{- if and (eq $i 0) (eq .Role "system") }}{{ $system = .Content }}{{ end }}{{ end }}
+{{- range $i, $_ := .Messages }}
+{{- if eq .Role "user" }}
+{{- if and $tools (eq $i $asked) }}[AVAILABLE_TOOLS][{{ range $j, $_ := $tools }}{{ if $j }}, {{ end }}\
+{"type": "function", "function": {"name": "{{ .Function.Name }}", "description": "{{ .Function.Description }}", \
+"parameters": {{ template "parameters" .Function.Parameters }}}}{{ end }}][/AVAILABLE_TOOLS]{{ end }}[INST]
+{{- if and $system (eq $i $end) }}{{ $system }}
+
+{{ end }}{{ .Content }}[/INST]
+{{- else if eq .Role "assistant" }}
+{{- if .ToolCalls }}[TOOL_CALLS][{{ range $j, $_ := .ToolCalls }}{{ if $j }}, {{ end }}{"name": \
+{{ template "text" .Function.Name }}, "arguments": {{ template "arguments" .Function.Arguments }}, "id": "{{ .ID }}"}\
+{{ end }}]</s>
+{{- else }}{{ .Content }}</s>
+{{- end }}
+{{- else if eq .Role "tool" }}[TOOL_RESULTS]{"content": {{ .Content }}, "call_id": "{{ .ToolCallID }}"}[/TOOL_RESULTS]
+{{- end }}
+{{- end }}"""
+)
+
+_GEMMA = """\
+{{- $system := "" }}{{ $last := "" }}{{ $first := true }}
+{{- range $i, $_ := .Messages }}{{ if and (eq $i 0) (eq .Role "system") }}{{ $system = .Content }}{{ end }}{{ end }}
+{{- range $i, $_ := .Messages }}{{ $last = .Role }}
+{{- if ne .Role "system" }}<start_of_turn>{{ if eq .Role "assistant" }}model{{ else }}{{ .Role }}{{ end }}
+{{ if and $first $system }}{{ $system }}
+
+{{ end }}{{ $first = false }}{{ .Content }}<end_of_turn>
+{{ end }}
+{{- end }}
+{{- if ne $last "assistant" }}<start_of_turn>model
+{{ end }}"""
+
 SMOLLM_TEMPLATE = """\
 {{- $last := "" }}
 {{- range $i, $_ := .Messages }}{{ $last = .Role }}
@@ -224,6 +317,9 @@ GO_TEMPLATES = {
     "Qwen2.5": QWEN_TEMPLATE,
     "Qwen3": _qwen3(True),
     "Qwen3 2507": _qwen3(False),
+    "Granite 4": _GRANITE,
+    "Mistral Nemo": _MISTRAL,
+    "Gemma 3": _GEMMA,
     "SmolLM2": SMOLLM_TEMPLATE,
 }
 
@@ -256,6 +352,7 @@ _ANSWERED = (
 PROBES: tuple[tuple[tuple[Message, ...], tuple[ToolSpec, ...]], ...] = (
     (_ASKED, ()),
     ((Message(role="system", text="Be brief."), *_ASKED), ()),
+    ((*_ASKED, Message(role="assistant", text="It is rain.")), ()),
     (_ASKED, (_TOOL,)),
     (_CALLED, (_TOOL,)),
     (_ANSWERED, (_TOOL,)),
