@@ -166,6 +166,19 @@ def test_a_template_that_renders_its_end_otherwise_is_proven_behind_a_plain_requ
     assert made.completion == "done$"
 
 
+def test_an_answer_behind_another_opening_is_refused():
+    class Headless(Template):
+        """Behind a tool's result a finished answer has no header, though the prompt asks with one."""
+
+        def render(self, messages, tools=(), generation_prompt=True):
+            text = super().render(messages, tools, generation_prompt)
+            return text if generation_prompt else text.replace("one$\n<assistant>", "one$\n")
+
+    before = (user("x"), said("", add(1)), Message(role="tool", result=result(1, "one")))
+    with pytest.raises(DataError, match="does not continue its own prompt"):
+        only(*before, said("done"), template=Headless())
+
+
 def test_a_thought_that_is_opened_and_not_kept_is_refused():
     class Thinking(Template):
         def render(self, messages, tools=(), generation_prompt=True):

@@ -171,7 +171,8 @@ def _continued(
 
     Some templates render the end of a conversation otherwise than its middle (a line break after a tool's result, the
     system's words before the last request only). There the answer is rendered behind a plain request too: it counts if
-    that continues its own prompt, ends as the whole conversation does, and stands behind the same generation prompt.
+    that continues its own prompt, ends as the whole conversation does, and stands in both behind what the two prompts
+    end with: the generation prompt.
     """
     prompt, whole = renderer.render(messages[:-1], tools), renderer.render(messages, tools, False)
     if whole.startswith(prompt):
@@ -180,10 +181,8 @@ def _continued(
     start, both = renderer.render(plain[:1], tools), renderer.render(plain, tools, False)
     rest = both[len(start) :]
     if both.startswith(start) and rest and whole.endswith(rest):
-        opening = start[len(renderer.render(plain[:1], tools, False)) :]
-        before = whole.removesuffix(rest)
-        same = renderer.tokenize(prompt)[-1:] == renderer.tokenize(before)[-1:]
-        if same and prompt.endswith(opening) and before.endswith(opening):
+        opening = _opening(plain[:1], tools, renderer, start, prompt)
+        if opening and prompt.endswith(opening) and whole.removesuffix(rest).endswith(opening):
             return prompt, rest
     at = differs_at(prompt, whole)
     raise DataError(
@@ -192,6 +191,18 @@ def _continued(
         f"{whole[at : at + _SHOWN]!r}. What the model is to write there cannot be derived, so nothing is trained on "
         "it. Take a base whose template keeps what it opens (thinking, above all)."
     )
+
+
+def _opening(asked: Sequence[Message], tools: Sequence[ToolSpec], renderer: Renderer, start: str, prompt: str) -> str:
+    """The generation prompt. Where the template has none, or the server cannot leave it out, what two prompts end with
+    alike: at least as much."""
+    try:
+        opening = start.removeprefix(renderer.render(asked, tools, False))
+    except RuntimeUnavailable:
+        raise
+    except ModelError:
+        opening = ""
+    return opening or start[len(start) - differs_at(start[::-1], prompt[::-1]) :]
 
 
 def _until_end(rest: Sequence[int], renderer: Renderer, where: str) -> list[int]:
