@@ -74,7 +74,7 @@ FAMILIES = {
     ),
     "Phi 3.5": Family("phi3_5", ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"), "<|end|>"),
     "DeepSeek V3": Family("deepseekv3", DEEPSEEK, "<｜end▁of▁sentence｜>", "<｜begin▁of▁sentence｜>"),
-    "gpt-oss": Family("gptoss", HARMONY, "<|return|>", "<|startoftext|>"),
+    "gpt-oss": Family("gptoss", HARMONY, "<|return|>"),
     "GLM 4": Family(
         "glm4moe",
         (
