@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import importlib.util
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llm_tuner.types import Message, ToolCall, ToolResult, ToolSpec
 
@@ -118,9 +120,12 @@ def _vocabulary(path: Path) -> tuple[list[str], list[int], list[str], str]:
     return tokens, types, merges, template
 
 
-def write(path: Path, vocabulary: Path, family: Family, template: str | None = None) -> Path:
+def write(
+    path: Path, vocabulary: Path, family: Family, template: str | None = None, says: tuple[str, ...] = ()
+) -> Path:
     """A random one-layer model with SmolLM2's `vocabulary` file and the family's tokens and template; no template at
-    all where `template` is ""."""
+    all where `template` is "". A model that `says` tokens writes each of them behind the one before; texts that are no
+    tokens become some."""
     import gguf
 
     tokens, types, merges, own = _vocabulary(vocabulary)
@@ -129,6 +134,11 @@ def write(path: Path, vocabulary: Path, family: Family, template: str | None = N
     for place in (at for at, kind in enumerate(types) if kind == CONTROL and family.special):
         tokens[place] = names.get(place, f"<|unused_{place}|>")
         types[place] = SHOWN if tokens[place] in family.shown else CONTROL
+    free = [at for at, token in enumerate(tokens) if token.startswith("<|unused_")]
+    for token in says:
+        if token not in tokens:
+            place = free.pop()
+            tokens[place], types[place] = token, SHOWN
     eos = tokens.index(family.eos) if family.eos else 2
     writer = gguf.GGUFWriter(path, "llama")
     width, inner, heads = 64, 128, 2
@@ -153,16 +163,25 @@ def write(path: Path, vocabulary: Path, family: Family, template: str | None = N
         writer.add_chat_template(template or (source(family) if family.template else own))
     rng = np.random.default_rng(0)
 
-    def add(name: str, *shape: int) -> None:
-        data = rng.normal(size=shape).astype(np.float32) * 0.05
+    embedding = rng.normal(size=(len(tokens), width)).astype(np.float32) * 0.05
+    silent = ("attn_output", "ffn_down") if says else ()  # what the layer adds
+
+    def add(name: str, *shape: int, data: NDArray[np.float32] | None = None) -> None:
+        if data is None:
+            data = rng.normal(size=shape).astype(np.float32) * (0 if any(part in name for part in silent) else 0.05)
         if len(shape) == 1:
-            writer.add_tensor(name, data + 1)
+            writer.add_tensor(name, data * 0 + 1 if says else data + 1)
         else:
             kind = gguf.GGMLQuantizationType.Q8_0
             writer.add_tensor(name, gguf.quantize(data, kind), raw_dtype=kind)
 
-    add("token_embd.weight", len(tokens), width)
+    add("token_embd.weight", len(tokens), width, data=embedding)
     add("output_norm.weight", width)
+    if says:
+        output = np.zeros_like(embedding)
+        for before, after in pairwise(map(tokens.index, says)):
+            output[after] = 20 * embedding[before] / np.linalg.norm(embedding[before])
+        add("output.weight", len(tokens), width, data=output)
     for name in ("attn_norm", "ffn_norm"):
         add(f"blk.0.{name}.weight", width)
     for name in ("attn_q", "attn_k", "attn_v", "attn_output"):

@@ -69,6 +69,28 @@ def test_our_template_renders_llama_cpps_bytes(family, ollama_url, smol_gguf, tm
     assert not any(entry["name"].startswith("fitting:probe") for entry in OllamaServer(ollama_url).models())
 
 
+CALL = '\n{"name": "get_weather", "arguments": {"city": "雨"}}\n'
+SAYS = {
+    "Qwen2.5": ("Ċ", "<tool_call>", CALL, "</tool_call>", "<|im_end|>"),
+    "Qwen3": ("Ċ", "<tool_call>", CALL, "</tool_call>", "<|im_end|>"),
+    "Granite 4": ("<|end_of_role|>", "<tool_call>", CALL, "</tool_call>", "<|end_of_text|>"),
+    "Mistral Nemo": ("[/INST]", "[TOOL_CALLS]", f"[{CALL.strip()}]", "</s>"),
+}
+"""Models that write one call whatever they are asked, as their template would."""
+
+
+@pytest.mark.ollama
+@pytest.mark.weights
+@pytest.mark.parametrize("family", SAYS)
+def test_a_call_as_the_template_writes_it_is_surfaced(family, ollama_url, smol_gguf, tmp_path):
+    path = write(tmp_path / "m.gguf", smol_gguf, FAMILIES[family], says=SAYS[family])
+    asked = (Message(role="user", text="What is the weather?"),)
+    with on_ollama(ollama_url, "speaking", path) as (model, template):
+        assert template == f"our {family}"
+        (call,) = model.chat(asked, (WEATHER,), ChatOptions(max_tokens=8)).message.tool_calls
+    assert (call.name, call.arguments) == ("get_weather", {"city": "雨"})
+
+
 @pytest.mark.ollama
 @pytest.mark.weights
 def test_a_base_that_no_template_of_ours_fits_is_told(ollama_url, smol_gguf, tmp_path):

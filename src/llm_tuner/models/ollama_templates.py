@@ -17,6 +17,9 @@ from __future__ import annotations
 
 from llm_tuner.types import Json, Message, ToolCall, ToolResult, ToolSpec
 
+# Ollama takes the first text behind `if .ToolCalls` for the tag by which it finds calls (tools/template.go of 0.24 and
+# 0.34), unless an action stands before it.
+
 # json escapes < > &, %q escapes what Go cannot print: the shorter one has escaped less. Ranges over nested values name
 # Go's types, since templates have no other way to tell them apart.
 _JSON = """\
@@ -192,8 +195,9 @@ def _qwen3(thinks: bool) -> str:
 """
         + thought
         + """{{- .Content }}
-{{- if .ToolCalls }}{{ $content := .Content }}{{ range $j, $_ := .ToolCalls }}{{ if or $content $j }}
-{{ end }}<tool_call>
+{{- $content := .Content }}
+{{- if .ToolCalls }}{{ range $j, $_ := .ToolCalls }}{{ if or $content $j }}
+<tool_call>{{ else }}<tool_call>{{ end }}
 {"name": "{{ .Function.Name }}", "arguments": {{ template "arguments" .Function.Arguments }}}
 </tool_call>
 {{- end }}
@@ -248,8 +252,9 @@ to fulfill the request.
 {{ .Content }}
 </tool_response>
 {{- else if eq .Role "assistant" }}<|start_of_role|>assistant<|end_of_role|>{{ .Content }}
-{{- if .ToolCalls }}{{ $content := .Content }}{{ range $j, $_ := .ToolCalls }}{{ if or $content $j }}
-{{ end }}<tool_call>
+{{- $content := .Content }}
+{{- if .ToolCalls }}{{ range $j, $_ := .ToolCalls }}{{ if or $content $j }}
+<tool_call>{{ else }}<tool_call>{{ end }}
 {"name": "{{ .Function.Name }}", "arguments": {{ template "arguments" .Function.Arguments }}}
 </tool_call>
 {{- end }}
