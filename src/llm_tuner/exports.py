@@ -18,10 +18,9 @@ from pydantic import Field
 from llm_tuner.evaluation.agreement import Agreement, Tolerance, agree, serve
 from llm_tuner.evaluation.intervals import METRICS
 from llm_tuner.models.llamacpp import Embedded
-from llm_tuner.models.ollama import QWEN_TEMPLATE
+from llm_tuner.models.ollama_templates import GO_TEMPLATES
 from llm_tuner.models.sources.weights import sha256_of
 from llm_tuner.store import Store, disk_full_named, write_atomic
-from llm_tuner.training.base import Precision
 from llm_tuner.training.export.adapter import read_config, refuse_inexact
 from llm_tuner.training.export.adapter_file import adapter_gguf
 from llm_tuner.training.export.card import Lineage, Measured, card
@@ -30,6 +29,7 @@ from llm_tuner.training.export.merge import merge, needed, require_space
 from llm_tuner.training.export.mix import FORMATS, Format, next_size
 from llm_tuner.training.export.modelfile import modelfile
 from llm_tuner.training.predictions import predict, predict_folder
+from llm_tuner.training.recipe import Precision
 from llm_tuner.training.rows import read_rows
 from llm_tuner.types import (
     DataError,
@@ -240,7 +240,8 @@ def _write_beside(
     write_atomic(folder / "README.md", card(lineage(store, trained, base), kind=kind, files=sha256, agreement=sentence))
     if kind in FORMATS:
         context = int(trained.inputs.get("context", 0))
-        template = QWEN_TEMPLATE if trained.inputs.get("runtime") == "ollama" else ""
+        known = {content_hash(template): template for template in GO_TEMPLATES.values()}
+        template = known.get(trained.inputs.get("template", ""), "")  # the one that Ollama was given, if any
         text = modelfile(folder / "model.gguf", context=context, template=template)
         write_atomic(folder / "Modelfile", text)
 

@@ -288,10 +288,11 @@ class Row(Value):
     """A training example: the token ids of a prompt and of its completion, exactly as the serving runtime made them.
 
     Loss falls on `completion_ids` only; its last id is the token that ends the turn. `prompt` and `completion` are the
-    same in text, kept for people and for the parity check.
+    same in text, kept for people and for the parity check. `turn` counts the answers of one attempt, from 0.
     """
 
     task_id: str
+    turn: int = Field(0, ge=0)
     prompt: str
     completion: str
     prompt_ids: tuple[int, ...] = Field(min_length=2)
@@ -506,13 +507,20 @@ class Backend(Protocol):
 
 @runtime_checkable
 class Renderer(Protocol):
-    """What a runtime makes of a conversation: the exact text, its token ids. Training takes its bytes from here."""
+    """What a runtime makes of a conversation: the exact text, its token ids. Training takes its bytes from here.
+
+    `tokenize` reads special tokens as such, `detokenize` writes them out, `end_tokens` are those that end generation.
+    """
 
     def render(
         self, messages: Sequence[Message], tools: Sequence[ToolSpec] = (), generation_prompt: bool = True
     ) -> str: ...
 
     def tokenize(self, text: str) -> list[int]: ...
+
+    def detokenize(self, tokens: Sequence[int]) -> str: ...
+
+    def end_tokens(self) -> frozenset[int]: ...
 
 
 @runtime_checkable

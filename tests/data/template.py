@@ -19,6 +19,12 @@ class Template:
     def tokenize(self, text):
         return [ord(c) for c in text]
 
+    def detokenize(self, tokens):
+        return "".join(map(chr, tokens))
+
+    def end_tokens(self):
+        return frozenset({ord("$")})
+
 
 TAGS = {"<t>": 0, "</t>": 1}
 
@@ -32,6 +38,10 @@ class Tags(Template):
 
     def tokenize(self, text):
         return [TAGS[part] if part in TAGS else ord(part) for part in re.findall("</?t>|.|\n", text)]
+
+    def detokenize(self, tokens):
+        names = {number: tag for tag, number in TAGS.items()}
+        return "".join(names.get(token) or chr(token) for token in tokens)
 
 
 class Calls(Template):

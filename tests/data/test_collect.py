@@ -125,16 +125,27 @@ def test_tags_that_the_model_cannot_tell_apart_are_spelled(tmp_path):
 
 def test_parity_says_where_another_server_differs(tmp_path):
     rows = rows_of(TASKS, tmp_path, Template())
-    tasks = {t.id: t for t in TASKS}
-    assert parity(rows, tasks, Template()) == []
+    tasks, attempts = {t.id: t for t in TASKS}, read_jsonl(tmp_path / "r.jsonl", Attempt)
+    assert parity(rows, tasks, attempts, Template()) == []
     other = Template()
-    other.end = "#\n"
-    problems = parity(rows, tasks, other)
+    other.end = "$$\n"
+    problems = parity(rows, tasks, attempts, other)
     assert len(problems) == 2
-    assert "'#\\n<assistant>'" in problems[0]
+    assert "'$\\n<assistant>'" in problems[0]
     other = Template()
-    other.tokenize = lambda text: [0]
-    assert "other token ids" in parity(rows, tasks, other)[0]
+    other.tokenize = lambda text: [ord(c) + 1 for c in text]
+    other.detokenize = lambda tokens: "".join(chr(t - 1) for t in tokens)
+    other.end_tokens = lambda: frozenset({ord("$") + 1})
+    assert "other token ids" in parity(rows, tasks, attempts, other)[0]
+
+
+def test_parity_compares_completions_too(tmp_path):
+    rows = rows_of(TASKS, tmp_path, Template())
+    tasks, attempts = {t.id: t for t in TASKS}, read_jsonl(tmp_path / "r.jsonl", Attempt)
+    changed = [rows[0].model_copy(update={"completion": "sub$"}), rows[1]]
+    assert parity(changed, tasks, attempts, Template()) == [
+        f"task {TASKS[0].id}: from character 0 on the server renders 'add$' where 'sub$' was trained"
+    ]
 
 
 def test_a_template_that_rewrites_its_prompt_is_refused(tmp_path):

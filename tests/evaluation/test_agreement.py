@@ -40,7 +40,7 @@ def test_the_base_itself_has_lost_the_adapter():
 
 def test_most_tokens_alike_is_no_proof_that_the_adapter_is_there():
     """95 of 100 tokens are the trainer's, but at the five that training changed the base's stand."""
-    trainer = side([BASE] * 10, -0.1)[:9] + [Prediction(row="9", log_probabilities=(-0.1,) * 10, greedy=(TUNED,) * 10)]
+    trainer = [*side([BASE] * 10, -0.1)[:9], Prediction(row="9", log_probabilities=(-0.1,) * 10, greedy=(TUNED,) * 10)]
     file = side([BASE] * 10, -0.12)
     found = agree("Q4_K_M", trainer, file, STOCK)
     assert found.same.value == 0.9

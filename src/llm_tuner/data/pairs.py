@@ -14,8 +14,9 @@ from typing import NamedTuple
 from pydantic import Field
 
 from llm_tuner.data.collect import REFERENCE, usable
+from llm_tuner.data.masks import Turn, row, spelled
 from llm_tuner.data.mistakes import Known, known_values, mistakes
-from llm_tuner.data.rows import Spelling, refuse_untrainable, row
+from llm_tuner.data.rows import refuse_untrainable
 from llm_tuner.scoring import answer, score
 from llm_tuner.types import Attempt, DataError, EmptyData, Event, Json, Message, Pair, Reason, Renderer, Task, Value
 
@@ -63,12 +64,12 @@ def build_pairs(
     """
     chosen, left_out = prefer(config, tasks, attempts)
     refuse_untrainable([one.task for one in chosen])
-    spelling = Spelling(renderer, indistinct)
+    cuts = spelled(indistinct, renderer)
     pairs = []
     for number, one in enumerate(chosen, start=1):
-        right = row(one.task, one.right, renderer, spelling)
+        right = row(one.task, Turn(0, one.task.messages, one.right), renderer, cuts)
         try:
-            wrong = row(one.task, one.wrong, renderer, spelling)
+            wrong = row(one.task, Turn(0, one.task.messages, one.wrong), renderer, cuts)
         except DataError:  # the template cannot write this answer; it can write the right one
             wrong = right
         if right.completion_ids == wrong.completion_ids:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache, partial
 from itertools import islice
@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
-from llm_tuner.data.rows import Spelling, refuse_untrainable, row
+from llm_tuner.data import masks
+from llm_tuner.data.rows import refuse_untrainable
 from llm_tuner.models.signatures import shown
 from llm_tuner.scoring import score
 from llm_tuner.store import append_jsonl, resume_jsonl
@@ -109,7 +110,7 @@ def roll_out(
     for rollout in resume_jsonl(out, Rollout):
         kept.setdefault(rollout.task_id, []).append(rollout)
     missing = [task for task in tasks if len(kept[task.id]) < config.group]
-    tries = _Tries(config, backend, renderer, _Box(toolbox, restore), Spelling(renderer, indistinct))
+    tries = _Tries(config, backend, renderer, _Box(toolbox, restore), masks.spelled(indistinct, renderer))
     errors: Counter[str] = Counter()
     tokens, started = 0, time.monotonic()
     for number, (task, tried) in enumerate(tries.groups(missing, kept), start=len(tasks) - len(missing) + 1):
@@ -195,9 +196,11 @@ class _Box:
 class _Tries:
     """Tries at tasks, a group at once."""
 
-    def __init__(self, config: Rollouts, backend: Backend, renderer: Renderer, box: _Box, spelling: Spelling) -> None:
+    def __init__(
+        self, config: Rollouts, backend: Backend, renderer: Renderer, box: _Box, cuts: Mapping[str, int]
+    ) -> None:
         self._config, self._backend, self._renderer = config, backend, renderer
-        self._box, self._spelling = box, spelling
+        self._box, self._cuts = box, cuts
         self._ids = lru_cache(64)(lambda prompt: tuple(renderer.tokenize(prompt)))  # a group shares its first prompt
 
     def groups(self, tasks: Sequence[Task], kept: dict[str, list[Rollout]]) -> Iterator[tuple[Task, _Tried]]:
@@ -275,7 +278,8 @@ class _Tries:
         template makes of the answer, tokenised again: the same text, but perhaps not the same tokens."""
         written = turn.reply.written
         if written is None:
-            return row(task, turn.reply.message, self._renderer, self._spelling, turn.before)
+            before = (*task.messages, *turn.before)
+            return masks.row(task, masks.Turn(0, before, turn.reply.message), self._renderer, self._cuts)
         messages, tools = self._shown(task)
         prompt = self._renderer.render((*messages, *turn.before), tools)
         return Row(

@@ -372,9 +372,11 @@ def parity_step(
     """Stops with TemplateMismatch unless the installed candidate renders and tokenises what was trained on."""
     rows = read_rows(store.folder(trained) / "rows.jsonl")
     rows = rows[:: max(1, len(rows) // sample)]
-    tasks = {task.id: task for task in load_suite(store.folder(collected) / collected.outputs["train"]).tasks}
+    source = store.folder(collected)
+    tasks = {task.id: task for task in load_suite(source / collected.outputs["train"]).tasks}
+    attempts = read_jsonl(source / "reference-train.jsonl", Attempt)
     with runtime.open(candidate) as model:
-        problems = parity(rows, tasks, model)
+        problems = parity(rows, tasks, attempts, model)
     if problems:
         raise TemplateMismatch(
             f"{candidate.reference} does not render what it was trained on ({len(problems)} of {len(rows)} rows): "

@@ -109,7 +109,9 @@ class Embedded:
             base_url=self.address, timeout=httpx2.Timeout(timeout, connect=10), trust_env=False, follow_redirects=False
         )
         weakref.finalize(self, self._http.close)
-        self._bos = self._leading_token()
+        self.leading = self._leading_token()
+        """The text of the token (BOS) that the server puts before every prompt; "" where it adds none."""
+        self._ends: frozenset[int] | None = None
 
     @property
     def name(self) -> str:
@@ -152,12 +154,25 @@ class Embedded:
         """The exact text that `chat` feeds the model, special tokens spelled out, a leading BOS included where the
         server adds one. A trailing assistant message is rendered as a finished turn."""
         body = openai_wire.request(messages, tools, GREEDY) | {"add_generation_prompt": generation_prompt}
-        return self._bos + str(self._ask("POST", "/apply-template", body, tools)["prompt"])
+        return self.leading + str(self._ask("POST", "/apply-template", body, tools)["prompt"])
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a rendered text: special tokens are read as such, none is added."""
         body: dict[str, Json] = {"content": text, "add_special": False, "parse_special": True}
         return [int(token) for token in self._ask("POST", "/tokenize", body)["tokens"]]
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of these tokens, special ones spelled out."""
+        return str(self._ask("POST", "/detokenize", {"tokens": list(tokens)})["content"])
+
+    def end_tokens(self) -> frozenset[int]:
+        """The tokens that end generation for this server, whatever the file calls them."""
+        if self._ends is None:
+            # The server does not list them, but it shows what it forbids when it is told to ignore them.
+            body: dict[str, Json] = {"prompt": self._before_text()[:1], "n_predict": 1, "ignore_eos": True}
+            said = self._ask("POST", "/completion", body)["generation_settings"]["logit_bias"]
+            self._ends = frozenset(int(one["token"]) for one in said)
+        return self._ends
 
     def log_probabilities(self, text: str) -> list[float]:
         """ln p of each token of the text, given those before it; the first one, given the model's BOS (or its EOS).

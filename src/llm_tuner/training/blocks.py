@@ -1,8 +1,8 @@
 """The base model with its weights left in the GGUF's own blocks: a frozen matrix takes 4 to 8 bits a weight, and each
 use of it unpacks a piece by ggml's own function.
 
-Not a quantiser and not an approximation: the values are, bit for bit, those of the dequantised model, so what is trained
-is still the model that is served. NF4 (nf4.py) would round those values a second time. Loading never holds a dense copy
+Not a quantiser and not an approximation: the values are, bit for bit, those of the dequantised model, so what is
+trained is still the model that is served. NF4 would round those values a second time. Loading never holds a dense copy
 of a matrix. Only the memory differs: about the file's size, where float32 takes four bytes a weight.
 """
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from llm_tuner.store import append_jsonl, resume_jsonl
-from llm_tuner.training.base import Precision, choose_precision, give_memory_back, load_base, quiet, require_torch
+from llm_tuner.training.base import choose_precision, give_memory_back, load_base, quiet, require_torch
+from llm_tuner.training.recipe import Precision
 from llm_tuner.types import Event, Prediction, Row
 
 
