@@ -2,7 +2,8 @@
 
 import torch
 
-from llm_tuner.training.base import LINEAR_LAYERS, load_base, quiet
+from llm_tuner.training.base import load_base, quiet
+from llm_tuner.training.recipe import LINEAR_LAYERS
 
 OPTIONS = {
     "lora": {},

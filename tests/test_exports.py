@@ -11,8 +11,9 @@ torch = pytest.importorskip("torch")
 
 from llm_tuner import exports  # noqa: E402
 from llm_tuner.exports import Base, Export, export, find_trained  # noqa: E402
+from llm_tuner.models.ollama_templates import QWEN_TEMPLATE  # noqa: E402
 from llm_tuner.store import Store, write_jsonl  # noqa: E402
-from llm_tuner.types import DataError, DiskFull, Row, SetupError, TrainingError  # noqa: E402
+from llm_tuner.types import DataError, DiskFull, Row, SetupError, TrainingError, content_hash  # noqa: E402
 from peft_adapters import drain, peft_model, save  # noqa: E402
 
 SHA = "0" * 64
@@ -158,7 +159,8 @@ def test_the_modelfile_and_the_card_say_what_the_records_say(place, gguf, tmp_pa
 
 def test_a_run_rendered_by_ollama_gets_its_template(place, gguf, tmp_path):
     store, trained = place
-    rendered = trained.model_copy(update={"inputs": trained.inputs | {"runtime": "ollama"}})
+    given = {"runtime": "ollama", "template": content_hash(QWEN_TEMPLATE)}
+    rendered = trained.model_copy(update={"inputs": trained.inputs | given})
     drain(export(Export(kinds=("q8_0",), rows=0), store, rendered, base(gguf), tmp_path))
     assert 'TEMPLATE """' in (tmp_path / "q8_0" / "Modelfile").read_text()
 

@@ -48,10 +48,14 @@ def opened(config: Recipe, gguf: Path, out: Path, total: int, start: Path | None
 
     world = devices.world()
     dtype = choose_precision(config.precision)
-    yield Event(step="train", message=f"loading {gguf.name} dequantised to {str(dtype).removeprefix('torch.')}")
+    yield Event(step="train", message=f"loading {gguf.name} to train in {str(dtype).removeprefix('torch.')}")
     bound_memory()
     set_seed(config.seed)
-    model = with_lora(load_base(gguf, dtype, world.device), config, start)
+    if config.weights == "blocks":
+        from llm_tuner.training.blocks import load_blocks as load
+    else:
+        load = load_base
+    model = with_lora(load(gguf, dtype, world.device), config, start)
     if config.gradient_checkpointing:
         model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
     learner = Learner(model, config, out, total, world)

@@ -24,8 +24,9 @@ class Recipe(Value):
     of its own. `max_seq_length` bounds a single row: longer ones are refused, or left out (`too_long`), never cut.
     `variant`: LoRA (Hu et al. 2021), rsLoRA (Kalajdzievski 2023), DoRA (Liu et al. 2024), PiSSA (Meng et al. 2024, in
     float32 only). `loraplus` is the learning rate of B over that of A (LoRA+, Hayou et al. 2024).
-    `patience`: training stops when that many measurements of the held-out loss in a row, `evaluate_every` steps apart,
-    were no better; the best adapter is kept. 0: never.
+    `weights`: "blocks" keeps the base in the GGUF's own 4 to 8 bits and unpacks what it needs (blocks.py): the memory
+    of QLoRA, with the very weights that are served. `patience`: training stops when that many measurements of the
+    held-out loss in a row, `evaluate_every` steps apart, were no better; the best adapter is kept. 0: never.
     """
 
     r: int = Field(16, ge=1)
@@ -44,6 +45,7 @@ class Recipe(Value):
     pack_tokens: int = Field(4096, ge=16)
     max_grad_norm: float = Field(1.0, gt=0)
     precision: Precision = "auto"
+    weights: Literal["dense", "blocks"] = "dense"
     gradient_checkpointing: bool = False
     checkpoint_every: int = Field(10, ge=1)
     evaluate_every: int = Field(10, ge=1)
