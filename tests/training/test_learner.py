@@ -291,6 +291,31 @@ def test_our_lora_layers_compute_what_pefts_do(dtype, tiny_gguf, monkeypatch):
     assert torch.linalg.norm(g1 - g2) < near[1] * torch.linalg.norm(g1)
 
 
+@pytest.mark.parametrize("architecture", ["qwen2", "llama", "gemma3"])
+def test_keeping_less_changes_nothing(architecture, tiny_gguf):
+    from llm_tuner.training.lean import lean
+
+    results = []
+    for less in (False, True):
+        torch.manual_seed(0)
+        model = with_lora(load_base(tiny_gguf(architecture), torch.float32), SFT())
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=0.05)
+        assert not less or lean(model) >= 2 + 4  # gated blocks and norms of two layers
+        kept = []
+        keep = lambda t, kept=kept: kept.append(t.numel()) or t  # noqa: E731
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            loss = -log_probabilities(model, pack(rows()), "cpu").mean()
+        loss.backward()
+        slopes = torch.cat([w.grad.flatten() for w in model.parameters() if w.grad is not None])
+        results.append((loss.item(), slopes, sum(kept)))
+    (plain, g1, much), (same, g2, little) = results
+    assert same == pytest.approx(plain, rel=1e-6)
+    assert torch.linalg.norm(g1 - g2) < 1e-5 * torch.linalg.norm(g1)
+    assert little < 0.9 * much
+
+
 def test_ln_p_of_targets_equals_torchs_own_with_its_gradient():
     from llm_tuner.training.loss import CHUNK, target_log_probabilities
 

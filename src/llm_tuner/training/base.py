@@ -80,18 +80,6 @@ def one_precision(model: Any) -> Iterator[None]:
         yield
 
 
-def bound_memory() -> None:
-    """Makes glibc give large freed blocks back: one arena, and blocks of 4 MB or more mapped on their own.
-
-    Without it the heap of a training process grows from step to step (docs/log.md: 9.2 GB after four steps against
-    5.8 GB). Does nothing where there is no glibc (mallopt(3): M_ARENA_MAX = -8, M_MMAP_THRESHOLD = -3).
-    """
-    with suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-8, 1)
-        libc.mallopt(-3, 4 << 20)
-
-
 def give_memory_back() -> None:
     """Returns what was freed to the system: Python's garbage first, then the heap's free pages (malloc_trim(3))."""
     gc.collect()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_tuner.store import write_atomic
-from llm_tuner.training.base import bound_memory, choose_precision, give_memory_back, load_base, require_torch
+from llm_tuner.training.base import choose_precision, give_memory_back, load_base, require_torch
 from llm_tuner.training.packing import Unit, plan, without_too_long
 from llm_tuner.training.recipe import Recipe
 from llm_tuner.types import EmptyData, Event, TrainingInterrupted
@@ -43,19 +43,20 @@ def opened(config: Recipe, gguf: Path, out: Path, total: int, start: Path | None
     from transformers import set_seed
 
     from llm_tuner.training import devices
+    from llm_tuner.training.lean import lean
     from llm_tuner.training.learner import Learner
     from llm_tuner.training.lora import with_lora
 
     world = devices.world()
     dtype = choose_precision(config.precision)
     yield Event(step="train", message=f"loading {gguf.name} to train in {str(dtype).removeprefix('torch.')}")
-    bound_memory()
     set_seed(config.seed)
     if config.weights == "blocks":
         from llm_tuner.training.blocks import load_blocks as load
     else:
         load = load_base
     model = with_lora(load(gguf, dtype, world.device), config, start)
+    lean(model)
     if config.gradient_checkpointing:
         model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
     learner = Learner(model, config, out, total, world)
