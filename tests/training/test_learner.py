@@ -1,6 +1,5 @@
 """The training loop: the curve is the same however a step is cut, killed, or dealt to processes; NaN stops in time."""
 
-import json
 import random
 import subprocess
 import sys
@@ -11,15 +10,16 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file  # noqa: E402
 
-from llm_tuner.store import read_jsonl  # noqa: E402
+from llm_tuner.store import read_jsonl, write_jsonl  # noqa: E402
 from llm_tuner.training import learner as learning  # noqa: E402
 from llm_tuner.training.base import load_base, one_precision  # noqa: E402
+from llm_tuner.training.launch import Job, launched  # noqa: E402
 from llm_tuner.training.lora import compute_here, save_adapter, with_lora  # noqa: E402
 from llm_tuner.training.loss import log_probabilities  # noqa: E402
 from llm_tuner.training.packing import pack  # noqa: E402
 from llm_tuner.training.recipe import Curve  # noqa: E402
 from llm_tuner.training.sft import SFT, sft  # noqa: E402
-from llm_tuner.types import EmptyData, Row, TrainingError, TrainingInterrupted  # noqa: E402
+from llm_tuner.types import DataError, EmptyData, Row, TrainingError, TrainingInterrupted  # noqa: E402
 
 CONFIG = SFT(epochs=6, precision="float32", checkpoint_every=2, learning_rate=5e-3, batch=2, accumulation=2)
 
@@ -200,24 +200,21 @@ def test_going_on_from_an_adapter(tiny_gguf, tmp_path, straight):
 
 
 def test_two_processes_make_the_same_curve(tiny_gguf, tmp_path, straight):
-    code = (
-        "import sys; from pathlib import Path\n"
-        f"sys.path.insert(0, {str(__file__).rsplit('/', 1)[0]!r})\n"
-        "from test_learner import CONFIG, rows, sft\n"
-        "config = CONFIG.model_copy(update={'pack_tokens': 64})\n"
-        f"for event in sft(config, Path({str(tiny_gguf())!r}), rows(), Path({str(tmp_path)!r})): pass\n"
-    )
-    script = tmp_path / "two.py"
-    script.write_text(code)
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29611", str(script)]
-    done = subprocess.run(
-        [sys.executable, *launch],
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert metrics["processes"] == 2
-    assert curve(tmp_path) == pytest.approx(curve(straight[0]), rel=1e-4)
+    write_jsonl(tmp_path / "rows.jsonl", rows())
+    config = CONFIG.model_copy(update={"pack_tokens": 64}).model_dump(mode="json")
+    job = Job(recipe="sft", config=config, gguf=tiny_gguf(), rows=tmp_path / "rows.jsonl", out=tmp_path / "out")
+    seen = list(launched(job, 2))
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["processes"] == 2
+    assert curve(tmp_path / "out") == pytest.approx(curve(straight[0]), rel=1e-4)
+    assert sum("loss" in event.data for event in seen) == len(curve(straight[0]))  # told once, by the first process
+
+
+def test_an_error_in_the_processes_is_the_recipes_own(tiny_gguf, tmp_path):
+    write_jsonl(tmp_path / "rows.jsonl", rows())
+    config = CONFIG.model_copy(update={"max_seq_length": 16}).model_dump(mode="json")
+    job = Job(recipe="sft", config=config, gguf=tiny_gguf(), rows=tmp_path / "rows.jsonl", out=tmp_path / "out")
+    with pytest.raises(DataError, match="longer than max_seq_length"):
+        list(launched(job, 2))
 
 
 def test_bad_input_is_told(tiny_gguf, tmp_path):

@@ -38,6 +38,7 @@ from llm_tuner.tools.servers import demo_servers, load
 from llm_tuner.training.dpo import DPO
 from llm_tuner.training.export import adapter_gguf, merge
 from llm_tuner.training.grpo import GRPO
+from llm_tuner.training.launch import Job, launched
 from llm_tuner.training.rows import read_rows
 from llm_tuner.training.sft import SFT, Curve, sft
 from llm_tuner.types import (
@@ -80,7 +81,8 @@ class Tune(Value):
     from calling the servers (calls are then verified by their schema only); `seed_folder` is copied into the box.
     `pairing`, `dpo`, `grpo` are of what comes after a first training (feedback.py). An answer in a rollout has
     `answer_tokens` tokens at most; `groups_at_a_time` groups are asked at once where no prompt can be forked. With
-    `rollouts_url` a vLLM server there, which serves the same base, is asked instead of the runtime.
+    `rollouts_url` a vLLM server there, which serves the same base, is asked instead of the runtime. SFT and DPO run in
+    `processes` processes on this machine.
 
     A table given in part (`{"sft": {"epochs": 2}}`) changes this class's default of it, not the table's own: a round of
     a few hundred rows wants smaller steps and a higher rate than SFT's defaults (docs/log.md, 2026-11-23)."""
@@ -102,6 +104,7 @@ class Tune(Value):
     answer_tokens: int = Field(192, ge=1)
     groups_at_a_time: int = Field(2, ge=1)
     rollouts_url: str = ""
+    processes: int = Field(1, ge=1)
 
     @model_validator(mode="before")
     @classmethod
@@ -337,7 +340,14 @@ def train_step(
             yield from render_rows(store, runtime, stock, collected, rows_file)
         if not (folder.path / "adapter").exists():
             adapter = store.folder(start) / "adapter" if start is not None else None
-            yield from sft(config.sft, stock.gguf, read_rows(rows_file), folder.path, start=adapter)
+            if config.processes > 1:
+                job = Job(
+                    recipe="sft", config=config.sft.model_dump(mode="json"), gguf=stock.gguf, rows=rows_file,
+                    out=folder.path, start=adapter,
+                )  # fmt: skip
+                yield from launched(job, config.processes)
+            else:
+                yield from sft(config.sft, stock.gguf, read_rows(rows_file), folder.path, start=adapter)
         folder.metrics.update(read_json(folder.path / "metrics.json"))
         yield from export(stock.gguf, folder.path)
         folder.outputs.update(

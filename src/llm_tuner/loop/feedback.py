@@ -25,6 +25,7 @@ from llm_tuner.store.suite import load as load_suite
 from llm_tuner.training.dpo import dpo
 from llm_tuner.training.export import adapter_gguf, merge
 from llm_tuner.training.grpo import grpo
+from llm_tuner.training.launch import Job, launched
 from llm_tuner.types import (
     Attempt,
     Backend,
@@ -104,8 +105,17 @@ def dpo_step(
         return done
     with store.write("dpo", key, inputs, seed=config.dpo.seed) as folder:
         if not (folder.path / "adapter").exists():
-            pairs = read_jsonl(store.folder(paired) / paired.outputs["pairs"], Pair)
-            yield from dpo(config.dpo, stock.gguf, pairs, folder.path, start=_adapter(store, start))
+            file = store.folder(paired) / paired.outputs["pairs"]
+            if config.processes > 1:
+                job = Job(
+                    recipe="dpo", config=config.dpo.model_dump(mode="json"), gguf=stock.gguf, rows=file,
+                    out=folder.path, start=_adapter(store, start),
+                )  # fmt: skip
+                yield from launched(job, config.processes)
+            else:
+                yield from dpo(
+                    config.dpo, stock.gguf, read_jsonl(file, Pair), folder.path, start=_adapter(store, start)
+                )
         yield from _finished(stock, folder)
     assert folder.run is not None
     return folder.run

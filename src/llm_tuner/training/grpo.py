@@ -29,9 +29,11 @@ RollOut = Callable[[int, Path], Generator[Event, None, Sequence[Rollout]]]
 class GRPO(Recipe):
     """Reinforcement on rollouts. Each of `iterations` rolls `tasks` tasks out `group` times with the adapter of that
     moment and learns from them in `updates` optimizer steps. `kl`: the price of leaving the model of the start (k3
-    estimator, Schulman 2020). `clip`: how far a token's probability may move from that of the rollout (PPO, Schulman et
-    al. 2017); it matters from the second update on. `scaled`: advantages are divided by their group's deviation;
-    without it a group of nearly equal rewards does not count as much as a clear one (Dr. GRPO, Liu et al. 2025)."""
+    estimator, Schulman 2020). `temperature` is that of the tries; the loss is always that of the model itself, so with
+    another one than 1 it learns from tries that are not quite its own. `clip`: how far a token's probability may move
+    from that of the rollout (PPO, Schulman et al. 2017); it matters from the second update on. `scaled`: advantages are
+    divided by their group's deviation; without it a group of nearly equal rewards does not count as much as a clear one
+    (Dr. GRPO, Liu et al. 2025)."""
 
     iterations: int = Field(8, ge=1)
     tasks: int = Field(8, ge=1)
@@ -75,7 +77,7 @@ def grpo(
             if learner.world.first:
                 save_adapter(learner.model, policy, learner.initial)
             learner.world.wait()
-            rollouts = yield from roll_out(iteration, policy)
+            rollouts = yield from _told_to_all(learner, roll_out, iteration, policy)
             units, told = advantages(config, rollouts)
             seen.append(told)
             yield Event(
@@ -91,6 +93,19 @@ def grpo(
                 point = yield from learner.step(units, lambda v, p, u: policy_loss(config, v, u))
                 learner.curve[-1] = point.model_copy(update={"measured": {**told, **point.measured}})
     return finish(learner, {"iterations": config.iterations, **(seen[-1] if seen else {})})
+
+
+def _told_to_all(
+    learner: Learner, roll_out: RollOut, iteration: int, policy: Path
+) -> Generator[Event, None, Sequence[Rollout]]:
+    """The rollouts of the first process, in every process: one model serves, and all learn from the same tries."""
+    rollouts: Sequence[Rollout] = ()
+    if learner.world.first:
+        rollouts = yield from roll_out(iteration, policy)
+    if learner.world.size == 1:
+        return rollouts
+    told = learner.world.gather([rollout.model_dump(mode="json") for rollout in rollouts])
+    return [Rollout.model_validate(one) for one in told[0]]
 
 
 def advantages(config: GRPO, rollouts: Sequence[Rollout]) -> tuple[list[Unit], dict[str, float]]:

@@ -46,6 +46,9 @@ def train(
     r: Annotated[int | None, typer.Option(min=1, help="LoRA rank.")] = None,
     alpha: Annotated[int | None, typer.Option(min=1, help="LoRA alpha.")] = None,
     seed: Annotated[int | None, typer.Option()] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="sft and dpo: processes on this machine, one for each GPU.")
+    ] = None,
     out_folder: Annotated[Path | None, typer.Option("--copy-to", help="Also copy model.gguf here.")] = None,
     runtime: RuntimeName = "embedded",
     json: Json = False,
@@ -77,7 +80,10 @@ def train(
     if own is not None and method != "dpo":
         raise SetupError("--own is of dpo alone: in it the model tries tasks before there are pairs.")
     settings = resolve_training(
-        config, method, recipe, {"base": base, "hub": hub, "execute": execute, "pairing": {"own_attempts": own}}
+        config,
+        method,
+        recipe,
+        {"base": base, "hub": hub, "execute": execute, "processes": processes, "pairing": {"own_attempts": own}},
     )
     serving = open_runtime(runtime)
     stock = drive(loop.stock_step(settings, serving))
