@@ -1,5 +1,6 @@
 """The training loop: the curve is the same however a step is cut, killed, or dealt to processes; NaN stops in time."""
 
+import json
 import random
 import subprocess
 import sys
