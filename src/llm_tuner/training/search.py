@@ -1,0 +1,399 @@
+"""Search: which settings train best. Optuna proposes, a trial is trained and measured, and the best is told.
+
+Not a recipe and not a measurement: how a trial is trained, served and judged is handed in (`evaluate`), so that training
+never reaches a model server. The rule it protects: **the objective never sees a held-out task.** A search that picks the
+best of twelve trials on the held-out suite has tuned on it. So the tasks it is judged by are cut out of the train side
+(`split`), whole catalogues at a time; the held-out suite stays closed until one final report on the chosen settings.
+The best trial's own accuracy is the best of many, and reads too high for that reason.
+
+Pruning goes by the validation loss and not by accuracy: it is there during the training, needs no server, and moves
+smoothly, while accuracy needs an export and a served model, by which time all the work is done. It goes by the median
+and not by Hyperband: a search here has a dozen trials, and Hyperband spreads them over brackets before it may cut any.
+Trials of different length are compared at the same share of their training, since each has its own cosine schedule.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import warnings
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+from pydantic import Field, model_validator
+
+from llm_tuner.types import (
+    DataError,
+    Event,
+    Json,
+    MissingExtra,
+    Row,
+    Search,
+    SetupError,
+    Task,
+    TrainingError,
+    Trial,
+    Value,
+    content_hash,
+)
+
+if TYPE_CHECKING:
+    import optuna
+
+Evaluate = Callable[[Mapping[str, float]], Generator[Event, None, float]]
+"""Trains and measures settings; returns the accuracy 0..1. Its events may carry `data["held_out_loss"]` with `done` of
+`total`: by them a trial is pruned, and the generator is closed."""
+
+MARKS = 8
+"""Places of a training at which trials are compared: every eighth."""
+
+RETRIES = 2
+"""How often the settings of a trial that was killed are tried again."""
+
+FAILURES = 3
+"""Trials that may fail one after the other before the search gives up."""
+
+STARTING = 120
+"""Seconds after which a trial that nobody has claimed counts as abandoned."""
+
+KEEP = "keep_"
+
+
+class Space(Value):
+    """Between what to search, ends included. `r` and `learning_rate` on a logarithmic scale; alpha is `r` times
+    `alpha_over_r`, so that its effect is not the rank's; `keep` is, by category of task, the least share of its rows
+    that a trial may train on (the most is all): the mix."""
+
+    r: tuple[int, int] = (4, 64)
+    alpha_over_r: tuple[float, float] = (0.5, 4.0)
+    learning_rate: tuple[float, float] = (5e-5, 2e-3)
+    epochs: tuple[float, float] = (1.0, 3.0)
+    keep: dict[str, float] = Field(default_factory=lambda: {"no_call": 0.25, "look_alike": 0.25})
+
+    @model_validator(mode="after")
+    def _possible(self) -> Space:
+        for name in ("r", "alpha_over_r", "learning_rate", "epochs"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"{name} must be [least, most] with 0 < least <= most, found {[low, high]}")
+        for name, least in self.keep.items():
+            if not 0 < least <= 1:
+                raise ValueError(f"keep.{name} must be above 0 and at most 1, found {least:g}")
+        return self
+
+
+# ------------------------------------------------------------------------------------------------- what is trained on
+
+
+def split(tasks: Sequence[Task], share: float = 0.25) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
+    """Train-side tasks -> (to train on, to be judged by): whole catalogues in the order of their hash, until `share` of
+    the tasks are for judging. Who trains on a catalogue's neighbours would be judged by what it has seen. A request that
+    is judged by is trained on with no catalogue.
+
+    DataError for a task of the held-out side, and where there are fewer than two catalogues or nothing is left.
+    """
+    for task in tasks:
+        if task.side == "held-out":
+            raise DataError(f"Task {task.id} is on the held-out side: a search must not be judged by it, nor train on it.")
+    shelves: dict[str, list[Task]] = {}
+    for task in tasks:
+        shelves.setdefault(content_hash(["search", *sorted(tool.fingerprint for tool in task.tools)]), []).append(task)
+    judged: list[Task] = []
+    for key in sorted(shelves)[:-1]:
+        if judged and len(judged) + len(shelves[key]) / 2 > share * len(tasks):
+            break
+        judged.extend(shelves[key])
+    requests = {_words(task) for task in judged}
+    chosen = {id(task) for task in judged}
+    trained = tuple(task for task in tasks if id(task) not in chosen and _words(task) not in requests)
+    if not judged or not trained:
+        raise DataError(
+            f"{len(tasks)} tasks of {len(shelves)} catalogues cannot be divided into those to train on and those to be "
+            "judged by. Collect tasks of more catalogues."
+        )
+    return trained, tuple(judged)
+
+
+def _words(task: Task) -> str:
+    return " ".join(task.request.split()).casefold()
+
+
+def mixed(rows: Sequence[Row], categories: Mapping[str, str], settings: Mapping[str, float]) -> tuple[Row, ...]:
+    """The rows of a trial: of each category with a `keep_CATEGORY` that share, the others whole. `categories` is by task
+    id. The same rows every time, and a smaller share is part of a bigger one."""
+    kept = []
+    for row in rows:
+        share = settings.get(KEEP + categories.get(row.task_id, ""), 1.0)
+        place = int(content_hash(["mix", row.task_id]), 16) / 16**16
+        if place < share:
+            kept.append(row)
+    return tuple(kept)
+
+
+# ------------------------------------------------------------------------------------------------------------ searching
+
+
+def search(
+    space: Space,
+    evaluate: Evaluate,
+    out: Path,
+    *,
+    trials: int = 12,
+    seed: int = 0,
+    inputs: Mapping[str, Json] | None = None,
+    first: Mapping[str, float] | None = None,
+) -> Generator[Event, None, Search]:
+    """Runs trials until `trials` of them are done or pruned, and returns all of them. The higher the accuracy the better.
+
+    Everything is kept in `out/study.journal`, so that a search goes on where it was: a trial whose process is gone is
+    marked failed and its settings are tried again. Several processes may search in one `out` at the same time (each may
+    start one trial more than wanted when they end). `first` are settings to begin with. `inputs` are what the accuracy
+    depends on; SetupError when `out` holds the search of others. A trial that raises TrainingError is marked failed, and
+    the third in a row ends the search with that error. Closing the generator keeps what is done.
+    """
+    study = _open(out, space, inputs or {}, first, trials)
+    failures = 0
+    while (missing := trials - _finished(study)) > 0 and _living(study) < missing:
+        _take_over(study)
+        _seed(study, seed, trials)
+        trial = study.ask()
+        trial.set_user_attr("owner", _owner())
+        settings = _propose(trial, space)
+        try:
+            yield from _try(study, trial, settings, evaluate, trials)
+            failures = 0
+        except TrainingError as error:
+            failures += 1
+            _fail(study, trial, str(error))
+            yield Event(step="search", message=f"trial {trial.number} failed: {error}")
+            if failures >= FAILURES:
+                raise
+        except BaseException as error:
+            _fail(study, trial, f"stopped: {type(error).__name__}")
+            _again(study, study.get_trials(deepcopy=False)[trial.number])
+            raise
+    return found(study)
+
+
+def _try(
+    study: optuna.Study, trial: optuna.Trial, settings: Mapping[str, float], evaluate: Evaluate, wanted: int
+) -> Generator[Event, None, None]:
+    """One trial to its end: done, or pruned by its validation loss."""
+    from optuna.trial import TrialState
+
+    told = f"trial {trial.number}: " + ", ".join(f"{name} {value:.3g}" for name, value in settings.items())
+    yield Event(step="search", message=told, done=_finished(study), total=wanted, unit="trial")
+    steps = evaluate(settings)
+    best = 0
+    try:
+        while True:
+            event = next(steps)
+            yield event
+            loss = event.data.get("held_out_loss")
+            if loss is None or not event.total:
+                continue
+            mark = int(MARKS * event.done / event.total)
+            if mark > best:
+                best = mark
+                trial.report(-float(loss), mark)
+                if mark < MARKS and trial.should_prune():
+                    study.tell(trial, state=TrialState.PRUNED)
+                    message = f"trial {trial.number} pruned: validation loss {loss:.3f} is above the median"
+                    yield Event(step="search", message=message, done=_finished(study), total=wanted, unit="trial")
+                    return
+    except StopIteration as stop:
+        study.tell(trial, float(stop.value))
+        message = f"trial {trial.number}: accuracy {stop.value:.3f}"
+        yield Event(step="search", message=message, done=_finished(study), total=wanted, unit="trial")
+    finally:
+        steps.close()
+
+
+def _propose(trial: optuna.Trial, space: Space) -> dict[str, float]:
+    """The trial's settings, as `training` takes them: r, alpha, learning_rate, epochs, and a keep_CATEGORY each."""
+    r = trial.suggest_int("r", *space.r, log=True)
+    ratio = trial.suggest_float("alpha_over_r", *space.alpha_over_r, log=True)
+    settings: dict[str, float] = {
+        "r": r,
+        "alpha": max(1, round(r * ratio)),
+        "learning_rate": trial.suggest_float("learning_rate", *space.learning_rate, log=True),
+        "epochs": trial.suggest_float("epochs", *space.epochs),
+    }
+    for category, least in sorted(space.keep.items()):
+        settings[KEEP + category] = trial.suggest_float(KEEP + category, least, 1.0)
+    return settings
+
+
+# ----------------------------------------------------------------------------------------------------------- the study
+
+
+def require_optuna() -> Any:
+    """optuna with its own log kept off the terminal, or the sentence that says how to get it."""
+    try:
+        import optuna
+    except ImportError as error:
+        raise MissingExtra("A search needs Optuna. Run: pip install 'llm-tuner[search]'") from error
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna
+
+
+def open_study(out: Path) -> Any:
+    """The study of a search folder, to be read or gone on with; a new one where there is none."""
+    optuna = require_optuna()
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
+
+    out.mkdir(parents=True, exist_ok=True)
+    path = str(out / "study.journal")
+    storage = JournalStorage(JournalFileBackend(path, lock_obj=JournalFileOpenLock(path)))
+    return optuna.create_study(storage=storage, study_name="search", direction="maximize", load_if_exists=True)
+
+
+def _open(
+    out: Path, space: Space, inputs: Mapping[str, Json], first: Mapping[str, float] | None, trials: int
+) -> optuna.Study:
+    from optuna.pruners import MedianPruner
+
+    study: optuna.Study = open_study(out)
+    study.pruner = MedianPruner(n_startup_trials=min(4, max(2, trials // 3)), n_warmup_steps=1, n_min_trials=2)
+    key = content_hash([space.model_dump(mode="json"), dict(inputs)])
+    held = study.user_attrs.get("key")
+    if held is None:
+        study.set_user_attr("key", key)
+        if first and (within := _within(first, space)):
+            study.enqueue_trial(within, skip_if_exists=True)
+    elif held != key:
+        raise SetupError(
+            f"{out} holds another search ({len(study.trials)} trials of another space, base or data). Give another --out."
+        )
+    return study
+
+
+def _within(first: Mapping[str, float], space: Space) -> dict[str, float]:
+    """The recipe's own settings in the words of the space, those that lie inside it."""
+    ratio = first["alpha"] / first["r"] if "alpha" in first and "r" in first else None
+    known = {**first, "alpha_over_r": ratio, **{KEEP + name: 1.0 for name in space.keep}}
+    ends: dict[str, tuple[float, float]] = {
+        name: getattr(space, name) for name in ("r", "alpha_over_r", "learning_rate", "epochs")
+    }
+    ends |= {KEEP + name: (least, 1.0) for name, least in space.keep.items()}
+    return {name: v for name, (low, high) in ends.items() if (v := known.get(name)) is not None and low <= v <= high}
+
+
+def _seed(study: optuna.Study, seed: int, trials: int) -> None:
+    """A sampler for the next trial alone. One for the whole search would, after a kill, propose its first trials again."""
+    from optuna.samplers import TPESampler
+
+    beside = os.getpid() if _living(study) else 0
+    number = int(content_hash([seed, len(study.get_trials(deepcopy=False)), beside])[:8], 16)
+    study.sampler = TPESampler(seed=number, n_startup_trials=min(10, max(4, trials // 3)))
+
+
+def _finished(study: optuna.Study) -> int:
+    from optuna.trial import TrialState
+
+    return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))
+
+
+def _living(study: optuna.Study) -> int:
+    from optuna.trial import TrialState
+
+    return sum(not _abandoned(trial) for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
+
+
+def _owner() -> str:
+    return f"{socket.gethostname()} {os.getpid()} {psutil.Process().create_time()}"
+
+
+def _abandoned(trial: optuna.trial.FrozenTrial) -> bool:
+    """Whether the process of a running trial is gone. One on another machine is taken to live."""
+    owner = trial.user_attrs.get("owner")
+    if owner is None:
+        return trial.datetime_start is None or time.time() - trial.datetime_start.timestamp() > STARTING
+    host, pid, started = owner.rsplit(" ", 2)
+    if host != socket.gethostname():
+        return False
+    try:
+        return psutil.Process(int(pid)).create_time() != float(started)
+    except psutil.Error:
+        return True
+
+
+def _take_over(study: optuna.Study) -> None:
+    """Marks what killed processes left as failed, and puts its settings in line again."""
+    from optuna.trial import TrialState
+
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if _abandoned(trial) and _fail(study, trial.number, "its process was killed"):
+            _again(study, trial)
+
+
+def _fail(study: optuna.Study, trial: optuna.Trial | int, why: str) -> bool:
+    """False where another process was quicker, or the trial had ended."""
+    from optuna.trial import TrialState
+
+    number = trial if isinstance(trial, int) else trial.number
+    stored = study.get_trials(deepcopy=False)[number]
+    if stored.state.is_finished():
+        return False
+    with suppress(Exception):  # the reason is worth less than the state
+        study._storage.set_trial_user_attr(stored._trial_id, "why", why)
+    try:
+        study.tell(number, state=TrialState.FAIL)
+    except ValueError:
+        return False
+    return True
+
+
+def _again(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+    tried = int(trial.user_attrs.get("tried", 0))
+    if trial.params and tried < RETRIES:
+        study.enqueue_trial(trial.params, user_attrs={"tried": tried + 1})
+
+
+# ----------------------------------------------------------------------------------------------------- what was found
+
+
+def found(study: optuna.Study) -> Search:
+    """All trials of a study, the best one, and what the settings matter."""
+    trials = tuple(_told(trial) for trial in study.get_trials(deepcopy=False) if trial.datetime_start is not None)
+    done = [trial for trial in trials if trial.accuracy is not None]
+    best = max(done, key=lambda trial: (trial.accuracy or 0.0, -trial.number), default=None)
+    return Search(trials=trials, best=best.number if best else None, importance=_importance(study, done))
+
+
+def _told(trial: optuna.trial.FrozenTrial) -> Trial:
+    from optuna.trial import TrialState
+
+    names = {TrialState.COMPLETE: "done", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
+    settings = dict(trial.params)
+    if "r" in settings and "alpha_over_r" in settings:
+        settings["alpha"] = max(1, round(settings["r"] * settings.pop("alpha_over_r")))
+    return Trial.model_validate(
+        {
+            "number": trial.number,
+            "settings": settings,
+            "state": names.get(trial.state, "running"),
+            "accuracy": trial.value if trial.state == TrialState.COMPLETE else None,
+            "losses": [(mark / MARKS, -value) for mark, value in sorted(trial.intermediate_values.items())],
+            "seconds": round(trial.duration.total_seconds(), 1) if trial.duration else 0.0,
+            "why": trial.user_attrs.get("why", ""),
+        }
+    )
+
+
+def _importance(study: optuna.Study, done: Sequence[Trial]) -> dict[str, float]:
+    """PED-ANOVA (Watanabe et al. 2023) over the finished trials; empty for fewer than four, or all alike."""
+    if len(done) < 4 or len({trial.accuracy for trial in done}) < 2:
+        return {}
+    optuna = require_optuna()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            found = optuna.importance.get_param_importances(study)
+        except (ValueError, RuntimeError):
+            return {}
+    return {name: round(float(share), 4) for name, share in found.items()}
