@@ -24,6 +24,11 @@ slow:
 parity python *files:
     uv run --extra demo python tests/evaluation/bfcl_agreement.py {{python}} --all {{ if files == "" { "" } else { "--outputs " + files } }}
 
+# The tables of docs/templates.md: what is trained of each template family, and which runtime renders the same bytes. An
+# Ollama of 0.30 or later is measured too where LLM_TUNER_OLLAMA_NATIVE names its program.
+parity-templates *args:
+    uv run --extra demo python tests/template_tables.py {{args}}
+
 # Install the real servers that the tests use (npm, uvx, Go) into the cache.
 servers:
     uv run --extra demo python tests/mcp_servers.py

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -59,3 +60,41 @@ def test_a_side_that_fails_is_named(tmp_path: Path) -> None:
     module, asked = script("eval_vs_bfcl"), argparse.Namespace(python=sys.executable, max_tokens=64)
     with pytest.raises(SystemExit, match="wrote 0 results"):
         module.official(tmp_path, "http://127.0.0.1:9", asked, {"simple_java": ["x"]}, 1)
+
+
+@pytest.mark.slow
+def test_training_against_trl_runs_and_both_sides_agree(tmp_path: Path) -> None:
+    pytest.importorskip("trl")
+    command = [sys.executable, str(FOLDER / "train_vs_trl.py"), "--smoke", "--json", "--work", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)["cases"]
+    assert "eight" in found
+    for case in found.values():
+        ours, trl = case["ours"], case["trl"]
+        assert ours["loss_before"] == pytest.approx(trl["loss_before"], rel=1e-3)
+        assert ours["steps"] == trl["steps"] == 1
+        assert case["time_ratio"] == pytest.approx(trl["epoch_seconds"] / ours["epoch_seconds"], rel=0.2)
+        assert min(ours["peak_gb"], trl["peak_gb"], ours["tokens_per_s"], trl["tokens_per_s"]) > 0
+
+
+def test_losses_that_disagree_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    module = script("train_vs_trl")
+    judge = module.Bench.__new__(module.Bench)
+    judge.made = {"precision": "float32"}
+    run = {"epoch_seconds": 2.0, "warm_up_seconds": 1.0, "wall_seconds": 3.0, "step_seconds": [1.0, 1.0]}
+    run |= {"losses": [2.0, 1.5], "settings": {}, "peak_cuda_gb": None, "peak_rss_gb": 1.0}
+    rows = module.invented("eight", 256, 1, 4)
+
+    def agree(before: tuple[float, float], after: tuple[float, float]) -> bool:
+        names = ("ours", "trl")
+        found = judge._summary(
+            "eight", rows, {"ours": [run], "trl": [run]},
+            dict(zip(names, before, strict=True)), {"base": 2.0, **dict(zip(names, after, strict=True))},
+        )  # fmt: skip
+        return bool(found["losses_agree"])
+
+    assert agree((2.0, 2.0), (1.0, 1.1))
+    assert not agree((2.0, 2.01), (1.0, 1.0))  # another loss before anything was learned
+    assert not agree((2.0, 2.0), (1.0, 1.3))  # less was learned

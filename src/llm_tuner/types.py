@@ -202,25 +202,41 @@ class Timing(Value):
 
 
 class ChatOptions(Value):
-    """How to decode. `parallel`: the runtime may surface more than one call in a turn."""
+    """How to decode. `parallel`: the runtime may surface more than one call in a turn.
+
+    `on_policy`: sample from the model's whole distribution at this temperature, without the cuts that runtimes make by
+    themselves (top-k, top-p, min-p), and say what was written token by token where the runtime can: what reinforcement
+    learns from.
+    """
 
     temperature: float = 0.0
     max_tokens: int = 256
     seed: int = 0
     parallel: bool = True
+    on_policy: bool = False
 
 
 GREEDY = ChatOptions()
 """Temperature 0: what measuring uses unless told otherwise."""
 
 
+class Written(Value):
+    """The very tokens of an answer, the one that ended the turn among them (none where the limit cut it off), and the
+    text that they are without that one."""
+
+    text: str
+    ids: tuple[int, ...]
+
+
 class Reply(Value):
-    """One answer of a backend. `finish`: "stop", "length", "tool_calls" or what the runtime said."""
+    """One answer of a backend. `finish`: "stop", "length", "tool_calls" or what the runtime said. `written` is None
+    unless it was asked for (`ChatOptions.on_policy`) and the runtime says it."""
 
     message: Message
     usage: Usage = Usage()
     timing: Timing = Timing()
     finish: str = ""
+    written: Written | None = None
 
 
 Reason = Literal[
@@ -272,10 +288,11 @@ class Row(Value):
     """A training example: the token ids of a prompt and of its completion, exactly as the serving runtime made them.
 
     Loss falls on `completion_ids` only; its last id is the token that ends the turn. `prompt` and `completion` are the
-    same in text, kept for people and for the parity check.
+    same in text, kept for people and for the parity check. `turn` counts the answers of one attempt, from 0.
     """
 
     task_id: str
+    turn: int = Field(0, ge=0)
     prompt: str
     completion: str
     prompt_ids: tuple[int, ...] = Field(min_length=2)
@@ -285,6 +302,11 @@ class Row(Value):
     def length(self) -> int:
         """Tokens of the whole row."""
         return len(self.prompt_ids) + len(self.completion_ids)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of its token ids; a task with several turns has several rows."""
+        return content_hash([list(self.prompt_ids), list(self.completion_ids)])
 
 
 class Pair(Value):
@@ -309,6 +331,15 @@ class Rollout(Value):
     rows: tuple[Row, ...]
     reward: float
     reason: Reason = "ok"
+
+
+class Prediction(Value):
+    """What a model foresees of a row (its fingerprint) when the completion is forced on it: of each completion token
+    ln p, given all before it, and the token that the model itself held likeliest at that place."""
+
+    row: str
+    log_probabilities: tuple[float, ...]
+    greedy: tuple[int, ...]
 
 
 # ---------------------------------------------------------------------------------------------------- reports, gates
@@ -500,13 +531,29 @@ class Backend(Protocol):
 
 @runtime_checkable
 class Renderer(Protocol):
-    """What a runtime makes of a conversation: the exact text, its token ids. Training takes its bytes from here."""
+    """What a runtime makes of a conversation: the exact text, its token ids. Training takes its bytes from here.
+
+    `tokenize` reads special tokens as such, `detokenize` writes them out, `end_tokens` are those that end generation.
+    """
 
     def render(
         self, messages: Sequence[Message], tools: Sequence[ToolSpec] = (), generation_prompt: bool = True
     ) -> str: ...
 
     def tokenize(self, text: str) -> list[int]: ...
+
+    def detokenize(self, tokens: Sequence[int]) -> str: ...
+
+    def end_tokens(self) -> frozenset[int]: ...
+
+
+@runtime_checkable
+class Forking(Protocol):
+    """A backend that can go on from one prompt several times at once without reading it again."""
+
+    def fork(self, messages: Sequence[Message], tools: Sequence[ToolSpec], count: int) -> Sequence[Backend]:
+        """`count` backends that have this prompt in their caches; they may be asked at the same time."""
+        ...
 
 
 @runtime_checkable

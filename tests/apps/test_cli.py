@@ -10,7 +10,7 @@ import time
 import pytest
 
 COMMANDS = [
-    "demo", "tune", "train", "rollback", "status", "doctor",
+    "demo", "tune", "train", "export", "rollback", "status", "doctor",
     "models list", "models pull", "models rm", "models versions", "models promote", "models rollback",
     "tools list", "tools call", "data collect", "data show", "data import", "data export",
     "data check", "data card", "eval suite", "eval score", "eval bfcl", "eval compare", "eval latency", "eval general",
@@ -86,6 +86,7 @@ BAD = [
     ("nothing to compare", ["eval", "compare", "none", "last"], 30, 'evaluate run "none" (runs found: none)'),
     ("latency of no requests at a time", ["eval", "latency", "--concurrency", "1,x"], 4, 'found "1,x"'),
     ("no collect run", ["train"], 30, 'No collect run "last" (found: none)'),
+    ("no such method", ["train", "--method", "ppo"], 4, 'No method "ppo". Choose sft, dpo, grpo.'),
     ("no such file of answers", ["eval", "score", "none.jsonl"], 30, "none.jsonl"),
     ("no such category", ["eval", "score", os.devnull, "--categories", "simple"], 4, "simple_python"),
     ("a category that is not run", ["eval", "bfcl", "--categories", "memory_kv"], 4, "not run"),
@@ -177,6 +178,27 @@ def test_flags_win_over_environment_over_file(home, monkeypatch):
     monkeypatch.setenv("LLM_TUNER_HUB", "env-hub")
     found = resolve(config, {"hub": "flag-hub", "name": None})
     assert (found.name, found.base, found.hub, found.train.tasks) == ("file", "env-base", "flag-hub", 7)
+
+
+def test_a_training_has_the_methods_own_defaults_then_the_file_then_flags(home):
+    from llm_tuner.apps.settings import resolve_training
+    from llm_tuner.training.dpo import DPO
+    from llm_tuner.training.sft import SFT
+    from llm_tuner.types import SetupError
+
+    assert resolve_training(None, "sft", {}, {}).sft == SFT()
+    assert resolve_training(None, "dpo", {"beta": None}, {"base": None}).dpo == DPO()
+    config = home / "train.toml"
+    config.write_text('base = "b"\n[dpo]\nbeta = 0.5\nepochs = 3\n[pairing]\nmost = 0.5\n')
+    found = resolve_training(config, "dpo", {"epochs": 2.0}, {"base": "c", "pairing": {"own_attempts": 7}})
+    assert found.dpo == DPO(beta=0.5, epochs=2.0)
+    assert (found.base, found.pairing.most, found.pairing.own_attempts) == ("c", 0.5, 7)
+    for method, recipe, words in (("sft", {"beta": 0.1}, "unknown key sft.beta"), ("dpo", {"beta": 0.0}, "dpo.beta")):
+        with pytest.raises(SetupError, match=words):
+            resolve_training(None, method, recipe, {})
+    config.write_text("dpo = 3\n")
+    with pytest.raises(SetupError, match="dpo must be a table"):
+        resolve_training(config, "dpo", {}, {})
 
 
 def test_status_and_doctor_on_an_empty_machine(home):

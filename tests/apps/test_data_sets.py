@@ -67,6 +67,24 @@ def test_show_reads_like_a_conversation(data_set: Path) -> None:
     assert {row["side"] for row in suite} == {"train"}
 
 
+@pytest.mark.weights
+def test_show_marks_what_is_trained(smol_gguf: Path, tmp_path: Path) -> None:
+    from template_families import FAMILIES, write
+
+    tuned = write(tmp_path / "qwen3.gguf", smol_gguf, FAMILIES["Qwen3"])
+    suite = str(Path(__file__).parents[2] / "examples" / "suite" / "kitchen.jsonl")
+    text = llm_tuner("data", "show", suite, "--limit", "2", "--mask", str(tuned)).stdout
+    assert text.count("[[<think>\n\n</think>\n\n<tool_call>") == 2
+    assert text.count("</tool_call><|im_end|>]]") == 2
+    assert "tokens read" in text
+    document = json.loads(llm_tuner("data", "show", suite, "--limit", "1", "--mask", str(tuned), "--json").stdout)
+    (row,) = document[0]["rows"]
+    assert text.count(row["completion"]) >= 1
+    assert "[[" not in row["completion"]
+    deaf = llm_tuner("data", "show", suite, "--limit", "1", "--mask", str(smol_gguf)).stdout
+    assert "drops calls" in deaf
+
+
 def test_export_and_card(data_set: Path, tmp_path: Path) -> None:
     done = llm_tuner(
         "data", "export", str(data_set), "--out", str(tmp_path / "a.jsonl"), "--side", "train,held-out", "--json"

@@ -1,8 +1,7 @@
 """Attempts are executed and judged; only what the judge and the server accept becomes a training row."""
 
-import re
-
 import pytest
+from template import Tags, Template
 
 from llm_tuner.data.collect import REFERENCE, collect, usable
 from llm_tuner.data.rows import build_rows, parity, refuse_untrainable
@@ -100,19 +99,6 @@ def test_collecting_goes_on_where_it_was_killed(tmp_path):
     assert len(read_jsonl(tmp_path / "a.jsonl", Attempt)) == 3
 
 
-class Template:
-    """A renderer with a visible template: one character a token."""
-
-    end = "$\n"
-
-    def render(self, messages, tools=(), generation_prompt=True):
-        said = "".join(f"<{m.role}>{m.text}{''.join(c.name for c in m.tool_calls)}{self.end}" for m in messages)
-        return f"[{','.join(t.name for t in tools)}]{said}" + ("<assistant>" if generation_prompt else "")
-
-    def tokenize(self, text):
-        return [ord(c) for c in text]
-
-
 def rows_of(tasks, tmp_path, renderer):
     attempts = drain(collect(tasks, TOOLS, tmp_path / "r.jsonl"))
     return drain(build_rows(tasks, attempts, renderer))
@@ -127,20 +113,6 @@ def test_rows_hold_the_servers_bytes_and_end_with_the_end_of_turn(tmp_path):
     assert [first.task_id, second.task_id] == [TASKS[0].id, TASKS[2].id]
 
 
-TAGS = {"<t>": 0, "</t>": 1}
-
-
-class Tags(Template):
-    """Calls stand in <t> tags; <t> and </t> are one token each."""
-
-    def render(self, messages, tools=(), generation_prompt=True):
-        text = super().render(messages, tools, generation_prompt)
-        return text.replace("add$", "<t>add</t>\n<t>add</t>$")
-
-    def tokenize(self, text):
-        return [TAGS[part] if part in TAGS else ord(part) for part in re.findall("</?t>|.|\n", text)]
-
-
 def test_tags_that_the_model_cannot_tell_apart_are_spelled(tmp_path):
     attempts = drain(collect(TASKS, TOOLS, tmp_path / "r.jsonl"))
     plain = drain(build_rows(TASKS, attempts, Tags()))[0]
@@ -153,16 +125,27 @@ def test_tags_that_the_model_cannot_tell_apart_are_spelled(tmp_path):
 
 def test_parity_says_where_another_server_differs(tmp_path):
     rows = rows_of(TASKS, tmp_path, Template())
-    tasks = {t.id: t for t in TASKS}
-    assert parity(rows, tasks, Template()) == []
+    tasks, attempts = {t.id: t for t in TASKS}, read_jsonl(tmp_path / "r.jsonl", Attempt)
+    assert parity(rows, tasks, attempts, Template()) == []
     other = Template()
-    other.end = "#\n"
-    problems = parity(rows, tasks, other)
+    other.end = "$$\n"
+    problems = parity(rows, tasks, attempts, other)
     assert len(problems) == 2
-    assert "'#\\n<assistant>'" in problems[0]
+    assert "'$\\n<assistant>'" in problems[0]
     other = Template()
-    other.tokenize = lambda text: [0]
-    assert "other token ids" in parity(rows, tasks, other)[0]
+    other.tokenize = lambda text: [ord(c) + 1 for c in text]
+    other.detokenize = lambda tokens: "".join(chr(t - 1) for t in tokens)
+    other.end_tokens = lambda: frozenset({ord("$") + 1})
+    assert "other token ids" in parity(rows, tasks, attempts, other)[0]
+
+
+def test_parity_compares_completions_too(tmp_path):
+    rows = rows_of(TASKS, tmp_path, Template())
+    tasks, attempts = {t.id: t for t in TASKS}, read_jsonl(tmp_path / "r.jsonl", Attempt)
+    changed = [rows[0].model_copy(update={"completion": "sub$"}), rows[1]]
+    assert parity(changed, tasks, attempts, Template()) == [
+        f"task {TASKS[0].id}: from character 0 on the server renders 'add$' where 'sub$' was trained"
+    ]
 
 
 def test_a_template_that_rewrites_its_prompt_is_refused(tmp_path):

@@ -16,7 +16,8 @@ from llm_tuner.evaluation.compare import compare, open_parts
 from llm_tuner.evaluation.general import judge, questions
 from llm_tuner.evaluation.target import Located, Target
 from llm_tuner.models.llamacpp import Embedded
-from llm_tuner.models.ollama import QWEN_TEMPLATE, OllamaServer
+from llm_tuner.models.ollama import OllamaServer
+from llm_tuner.models.ollama_templates import QWEN_TEMPLATE
 from llm_tuner.store.suite import load
 from llm_tuner.types import (
     GREEDY,

@@ -32,7 +32,8 @@ from llm_tuner.evaluation.render import latency_to_html, write_latency
 from llm_tuner.evaluation.target import Located, Target
 from llm_tuner.evaluation.wording import WORDS, Language
 from llm_tuner.models.description import describe
-from llm_tuner.models.ollama import QWEN_TEMPLATE, Ollama, OllamaServer
+from llm_tuner.models.ollama import Ollama, OllamaServer
+from llm_tuner.models.ollama_templates import QWEN_TEMPLATE
 from llm_tuner.store.suite import Suite, save
 from llm_tuner.types import (
     GREEDY,

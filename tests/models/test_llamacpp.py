@@ -22,11 +22,13 @@ from llm_tuner.types import (
     Backend,
     ChatOptions,
     CorruptModel,
+    Forking,
     Message,
     MissingExtra,
     ModelError,
     Renderer,
     RuntimeUnavailable,
+    SetupError,
 )
 
 HELLO = (Message(role="user", text="Say hello."),)
@@ -275,3 +277,34 @@ def test_log_probabilities_are_those_of_the_models_own_distribution(smol_gguf):
 def test_log_probabilities_of_what_does_not_fit_are_refused(smol_gguf):
     with Embedded(smol_gguf, context=256) as embedded, pytest.raises(ModelError, match="context of 256"):
         embedded._log_probability(embedded.tokenize("word " * 300), 1)
+
+
+@pytest.mark.weights
+def test_forks_share_the_prompt_and_say_what_they_wrote(smol_gguf, weather):
+    """Three answers to one prompt: it is read once; each says its very tokens, the end of the turn among them."""
+    messages = (Message(role="user", text="Write one line about the rain. " * 20),)
+    with Embedded(smol_gguf, context=1024, slots=3) as model:
+        assert isinstance(model, Forking)
+        forks = model.fork(messages, [weather], 3)
+        prompt = len(model.tokenize(model.render(messages, [weather])))
+        with ThreadPoolExecutor(3) as pool:
+            options = [ChatOptions(temperature=1.0, max_tokens=40, seed=n, on_policy=True) for n in range(3)]
+            replies = list(pool.map(lambda fork, option: fork.chat(messages, [weather], option), forks, options))
+        assert [reply.usage.cached_tokens for reply in replies] == [prompt - 1] * 3
+        assert len({reply.written.ids for reply in replies}) == 3
+        end = model.tokenize("<|im_end|>")[0]
+        for reply in replies:
+            ids = reply.written.ids
+            assert len(ids) == reply.usage.completion_tokens
+            assert (ids[-1] == end) == (reply.finish != "length")
+        assert model.chat(messages, [weather], SHORT).written is None
+        with pytest.raises(SetupError, match="Start it with slots=4"):
+            model.fork(messages, [weather], 4)
+
+
+@pytest.mark.weights
+def test_ctrl_c_in_a_terminal_does_not_reach_the_child(smol_gguf):
+    """It goes to every process of the terminal; who asked decides what to give up."""
+    with Embedded(smol_gguf, context=256) as model:
+        os.kill(model.pid, signal.SIGINT)
+        assert model.chat(HELLO, (), SHORT).usage.completion_tokens > 0

@@ -7,7 +7,8 @@ import re
 
 import pytest
 
-from llm_tuner.models.ollama import QWEN_TEMPLATE, Ollama, OllamaServer, base_url
+from llm_tuner.models.ollama import Ollama, OllamaServer, base_url
+from llm_tuner.models.ollama_templates import QWEN_TEMPLATE
 from llm_tuner.types import (
     Backend,
     ChatOptions,
@@ -171,7 +172,8 @@ def test_where_the_render_differs_it_differs_as_documented(tuned, qwen, conversa
     messages = (asked, called.model_copy(update={"tool_calls": calls}), *rest)
     ours, own = (model.render(messages, [tool], False) for model in (tuned, qwen))
     assert ours != own
-    assert "\\u003c" in ours
+    assert "a <b> & c" in ours
+    assert '{"a": ["東京", "b"], "o": {"p": 1, "q": [1, 2]}, "z": "<&>"}' in ours
     assert _normal(ours) == _normal(own)
 
 

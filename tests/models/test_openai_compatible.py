@@ -18,6 +18,7 @@ from llm_tuner.types import (
     RuntimeUnavailable,
     ToolCall,
     UnknownModel,
+    Written,
 )
 
 HELLO = (Message(role="user", text="Say hello."),)
@@ -206,3 +207,37 @@ def test_a_real_server_streams_what_it_says_at_once(qwen, weather, conversations
     assert there.usage.completion_tokens == here.usage.completion_tokens
     assert there.timing.first_token_ms is not None
     assert 0 < there.timing.first_token_ms <= there.timing.total_ms
+
+
+def test_an_adapter_is_loaded_for_as_long_as_it_is_asked(answering, tmp_path):
+    told = "Success: LoRA adapter added successfully."
+    url = answering(
+        load_lora_adapter=(200, told), unload_lora_adapter=(200, told), completions=(200, answer(content="Hi"))
+    )
+    base = OpenAICompatible("base", url)
+    with base.with_adapter("policy-3", tmp_path) as model:
+        assert (model.name, model.url) == ("policy-3", base.url)
+        assert model.chat((Message(role="user", text="Hi"),)).message.text == "Hi"
+    with pytest.raises(ModelError, match="VLLM_ALLOW_RUNTIME_LORA_UPDATING"):
+        OpenAICompatible("base", answering(load_lora_adapter=(404, ""))).with_adapter("p", tmp_path).__enter__()
+    refusing = answering(load_lora_adapter=(400, {"message": "no such folder"}))
+    with pytest.raises(ModelError, match="no such folder"):
+        OpenAICompatible("base", refusing).with_adapter("p", tmp_path).__enter__()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"choices": [{"message": {"content": "Hi"}, "token_ids": [5, 6, 2]}]},  # vLLM
+        {"choices": [{"message": {"content": "Hi"}}], "__verbose": {"content": "Hi", "tokens": [5, 6, 2]}},  # llama.cpp
+    ],
+)
+def test_on_policy_asks_for_the_whole_distribution_and_reads_the_written_tokens(answering, said):
+    url = answering(completions=(200, said))
+    options = ChatOptions(temperature=1.0, on_policy=True)
+    assert OpenAICompatible("m", url).chat((Message(role="user", text="Hi"),), (), options).written == Written(
+        text="Hi", ids=(5, 6, 2)
+    )
+    body = openai_wire.request((), (), options)
+    assert (body["top_k"], body["top_p"], body["min_p"], body["temperature"]) == (0, 1.0, 0.0, 1.0)
+    assert "top_k" not in openai_wire.request((), (), ChatOptions())

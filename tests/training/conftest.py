@@ -1,14 +1,15 @@
-"""A tiny real GGUF (random weights, Qwen2 and Llama shapes) that both llama.cpp's format and transformers can read."""
+"""A tiny real GGUF (random weights; Qwen2, Qwen3, Llama and Gemma 3 shapes) that llama.cpp and transformers load."""
 
 import numpy as np
 import pytest
 
 
-def write_gguf(path, architecture="qwen2", kind="Q8_0", seed=0):
-    """A two-layer model of 64 wide rows, its matrices quantised as `kind`; a byte-sized BPE vocabulary."""
+def write_gguf(path, architecture="qwen2", kind="Q8_0", seed=0, layers=2, width=256, tied=False):
+    """A model of four heads, its matrices quantised as `kind`; a byte-sized BPE vocabulary."""
     import gguf
 
-    width, inner, heads, kv, layers = 256, 512, 4, 2, 2
+    inner, heads, kv = 512, 4, 2
+    head = 128 if architecture == "qwen3" else width // heads  # transformers reads no head size for Qwen 3
     rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(layers)
@@ -21,7 +22,13 @@ def write_gguf(path, architecture="qwen2", kind="Q8_0", seed=0):
     writer.add_rope_freq_base(10000.0)
     if architecture == "llama":
         writer.add_rope_dimension_count(width // heads)
+    if architecture in ("qwen3", "gemma3"):
+        writer.add_key_length(head)
+        writer.add_value_length(head)
+    if architecture == "gemma3":
+        writer.add_sliding_window(512)
     tokens = [bytes([b]).decode("latin-1") if 33 <= b < 127 else f"<0x{b:02X}>" for b in range(256)]
+    tokens[255] = "ab"
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("qwen2")
     writer.add_token_list(tokens)
@@ -40,19 +47,25 @@ def write_gguf(path, architecture="qwen2", kind="Q8_0", seed=0):
 
     add("token_embd.weight", 256, width)
     add("output_norm.weight", width)
-    add("output.weight", 256, width)
-    head = width // heads
+    if not tied:
+        add("output.weight", 256, width)
     for i in range(layers):
         p = f"blk.{i}."
         add(p + "attn_norm.weight", width)
         add(p + "ffn_norm.weight", width)
-        add(p + "attn_q.weight", width, width)
+        if architecture in ("qwen3", "gemma3"):
+            add(p + "attn_q_norm.weight", head)
+            add(p + "attn_k_norm.weight", head)
+        if architecture == "gemma3":
+            add(p + "post_attention_norm.weight", width)
+            add(p + "post_ffw_norm.weight", width)
+        add(p + "attn_q.weight", heads * head, width)
         add(p + "attn_k.weight", kv * head, width)
         add(p + "attn_v.weight", kv * head, width)
         if architecture == "qwen2":
             for name, size in (("q", width), ("k", kv * head), ("v", kv * head)):
                 add(p + f"attn_{name}.bias", size)
-        add(p + "attn_output.weight", width, width)
+        add(p + "attn_output.weight", width, heads * head)
         add(p + "ffn_gate.weight", inner, width)
         add(p + "ffn_up.weight", inner, width)
         add(p + "ffn_down.weight", width, inner)
@@ -68,11 +81,11 @@ def tiny_gguf(tmp_path_factory):
     """Makes a tiny GGUF of an architecture, once a session."""
     made = {}
 
-    def make(architecture="qwen2", kind="Q8_0"):
-        key = architecture, kind
+    def make(architecture="qwen2", kind="Q8_0", **shape):
+        key = architecture, kind, *shape.items()
         if key not in made:
             folder = tmp_path_factory.mktemp("gguf")
-            made[key] = write_gguf(folder / f"{architecture}-{kind}.gguf", architecture, kind)
+            made[key] = write_gguf(folder / f"{architecture}-{kind}.gguf", architecture, kind, **shape)
         return made[key]
 
     return make

@@ -6,20 +6,22 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from llm_tuner.training import blocks as blocks_module  # noqa: E402
-from llm_tuner.training.base import load_base, one_precision, with_lora  # noqa: E402
+from llm_tuner.training.base import load_base, one_precision  # noqa: E402
 from llm_tuner.training.blocks import BlockLinear, load_blocks, unpack, unpack_five_bits  # noqa: E402
+from llm_tuner.training.lora import with_lora  # noqa: E402
+from llm_tuner.training.recipe import Recipe  # noqa: E402
 from llm_tuner.types import CorruptModel, SetupError  # noqa: E402
 
 IDS = torch.randint(3, 200, (1, 40), generator=torch.Generator().manual_seed(0))
 
 
-def loss_and_gradients(model, dtype):
+def loss_and_gradients(model):
     torch.manual_seed(0)
-    model = with_lora(model, r=4, alpha=8, dropout=0.0, targets=("q_proj", "k_proj", "down_proj"))
+    model = with_lora(model, Recipe(r=4, alpha=8, target_modules=("q_proj", "k_proj", "down_proj")))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
-    with one_precision(model, dtype):
+    with one_precision(model):
         loss = model(input_ids=IDS, labels=IDS, use_cache=False).loss
     loss.backward()
     return loss.item(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
@@ -32,21 +34,23 @@ def test_blocks_give_the_loss_and_gradients_of_the_dense_model(architecture, kin
     model = load_blocks(gguf, torch.float32)
     assert sum(isinstance(module, BlockLinear) for module in model.modules()) == 15  # 2 x 7, and the output
     assert not any(p.device.type == "meta" for p in model.parameters())
-    loss, gradients = loss_and_gradients(model, torch.float32)
-    wanted, true = loss_and_gradients(load_base(gguf, torch.float32), torch.float32)
+    loss, gradients = loss_and_gradients(model)
+    wanted, true = loss_and_gradients(load_base(gguf, torch.float32))
     assert loss == pytest.approx(wanted, rel=1e-6)
     assert torch.linalg.norm(gradients - true) / torch.linalg.norm(true) < 1e-5
 
 
 def test_bfloat16_blocks_compute_what_a_bfloat16_base_computes(tiny_gguf):
-    loss, gradients = loss_and_gradients(load_blocks(tiny_gguf(), torch.bfloat16), torch.bfloat16)
-    wanted, true = loss_and_gradients(load_base(tiny_gguf(), torch.bfloat16), torch.bfloat16)
+    loss, gradients = loss_and_gradients(load_blocks(tiny_gguf(), torch.bfloat16))
+    wanted, true = loss_and_gradients(load_base(tiny_gguf(), torch.bfloat16))
     assert loss == pytest.approx(wanted, rel=2e-3)
     assert torch.cosine_similarity(gradients, true, dim=0) > 0.999
 
 
 def test_a_step_of_lora_learns_and_the_blocks_stay(tiny_gguf):
-    model = with_lora(load_blocks(tiny_gguf(), torch.float32), r=4, alpha=8, dropout=0.0, targets=("q_proj", "v_proj"))
+    model = with_lora(
+        load_blocks(tiny_gguf(), torch.float32), Recipe(r=4, alpha=8, target_modules=("q_proj", "v_proj"))
+    )
     frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
     model.enable_input_require_grads()
     model.activation_checkpointing_enable()

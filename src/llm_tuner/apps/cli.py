@@ -14,7 +14,19 @@ from typing import NoReturn
 import typer
 
 from llm_tuner import __version__
-from llm_tuner.apps.commands import compare, data, doctor, evaluate, general, latency, models, tools, train, tune
+from llm_tuner.apps.commands import (
+    compare,
+    data,
+    doctor,
+    evaluate,
+    export,
+    general,
+    latency,
+    models,
+    tools,
+    train,
+    tune,
+)
 
 INTERRUPTED = 130
 """What a shell reports for Ctrl-C."""
@@ -32,6 +44,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(tools.app, name="tools")
 app.add_typer(data.app, name="data")
 app.command("train")(train.train)
+app.command("export")(export.export)
 evaluate.app.command("compare")(compare.compare)
 evaluate.app.command("latency")(latency.latency)
 evaluate.app.command("general")(general.general)

@@ -25,7 +25,30 @@ LATENCY_TARGETS = "LLM_TUNER_LATENCY_TARGETS"
 
 def resolve(file: Path | None, flags: Mapping[str, Any]) -> Tune:
     """The round's configuration. Raises SetupError that names the file, the key and what is wrong with it."""
+    return _validated(file, _file(file) if file else {}, flags)
+
+
+def resolve_training(file: Path | None, method: str, recipe: Mapping[str, Any], flags: Mapping[str, Any]) -> Tune:
+    """The configuration of one training: as `resolve`, with `recipe` as the flags of the table `method`. What nobody
+    says of that table is the method's own default, not that of a round. Raises what `resolve` raises."""
+    default: BaseModel = Tune.model_fields[method].annotation()  # type: ignore[misc]
     values = _file(file) if file else {}
+    values[method] = default.model_dump() | _table(file, values, method)
+    for key, table in {method: recipe, **{k: v for k, v in flags.items() if isinstance(v, Mapping)}}.items():
+        given = {name: value for name, value in table.items() if value is not None}
+        if given:
+            values[key] = _table(file, values, key) | given
+    return _validated(file, values, {key: value for key, value in flags.items() if not isinstance(value, Mapping)})
+
+
+def _table(file: Path | None, values: Mapping[str, Any], key: str) -> dict[str, Any]:
+    table = values.get(key, {})
+    if not isinstance(table, dict):
+        raise SetupError(f"{file}: {key} must be a table, found {table!r}.")
+    return dict(table)
+
+
+def _validated(file: Path | None, values: dict[str, Any], flags: Mapping[str, Any]) -> Tune:
     values |= {key: value for key in ENVIRONMENT if (value := os.environ.get(f"LLM_TUNER_{key.upper()}"))}
     values |= {key: value for key, value in flags.items() if value is not None}
     try:

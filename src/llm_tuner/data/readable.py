@@ -3,14 +3,16 @@ decided."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from llm_tuner.data.examples import Example, calls_wanted
-from llm_tuner.types import Json, Message, Task, canonical_json
+from llm_tuner.data.masks import differs_at
+from llm_tuner.types import Json, Message, Row, Task, canonical_json
 
 _LONGEST = 1200
 _TOOLS = 12
+_SHOWN = 120
 
 
 class Turn(NamedTuple):
@@ -78,6 +80,23 @@ def lines(example: Example) -> Iterator[str]:
     if not example.answer.tool_calls and example.answer.text:
         yield f"{'reply':>9}  " + short(example.answer.text).replace("\n", "\n" + " " * 11)
     yield f"{'verdict':>9}  {verdict(example)}"
+
+
+def masked(rows: Sequence[Row], mark: tuple[str, str]) -> Iterator[str]:
+    """Rows as their model reads them, with a mark before and behind what is trained. Of what a row shares with the one
+    before only the end is shown."""
+    before = ""
+    for row in rows:
+        shared = differs_at(before, row.prompt)
+        shared = max(0, row.prompt.rfind("\n", 0, max(0, shared - _SHOWN)) + 1)
+        yield f"turn {row.turn + 1}: {len(row.prompt_ids)} tokens read, {len(row.completion_ids)} trained"
+        yield (
+            (f"(… {shared} characters as before …)\n" if shared else "")
+            + row.prompt[shared:]
+            + mark[0]
+            + (row.completion + mark[1])
+        )
+        before = row.prompt + row.completion
 
 
 def short(text: str) -> str:

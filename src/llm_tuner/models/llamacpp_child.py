@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -16,6 +17,8 @@ from typing import Any
 
 def main() -> None:
     """Serve until standard input ends."""
+    # Ctrl-C reaches every process of a terminal; whether to end is the caller's to say, by closing our input.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # llama.cpp prints where it likes; the caller's line gets a descriptor of its own.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -47,6 +50,8 @@ def _serve(settings: dict[str, Any]) -> Any:
     params.fit_params = False
     params.n_parallel = settings["slots"]
     params.n_ctx = settings["context"] * settings["slots"]
+    if settings["prompts"]:
+        params.slot_save_path = os.path.join(settings["prompts"], "")
     # 8 GiB of host memory by default, on top of the slots' own cache.
     params.cache_ram_mib = 0
     params.warmup = False

@@ -47,92 +47,14 @@ from llm_tuner.types import (
 OLDEST = (0, 12, 6)
 """The first release known to obey `"truncate": false` on /api/chat."""
 
+NATIVE = (0, 30, 0)
+"""The first release that renders a file's own Jinja template, through llama.cpp's server."""
+
 PORT = 11434
 
+UNLOAD_SECONDS = 30
+
 _CHUNK = 1 << 20
-
-QWEN_TEMPLATE = """\
-{{- $system := "You are Qwen, created by Alibaba Cloud. You are a helpful assistant." }}
-{{- range $i, $_ := .Messages }}{{ if and (eq $i 0) (eq .Role "system") }}{{ $system = .Content }}{{ end }}{{ end -}}
-<|im_start|>system
-{{ $system }}
-{{- if .Tools }}
-
-# Tools
-
-You may call one or more functions to assist with the user query.
-
-You are provided with function signatures within <tools></tools> XML tags:
-<tools>
-{{- range .Tools }}
-{"type": "function", "function": {"name": {{ json .Function.Name }}, "description": {{ json .Function.Description }}, \
-"parameters": {"type": {{ json .Function.Parameters.Type }}, "properties": {{ "{" }}
-{{- $between := "" }}
-{{- range $name, $_ := .Function.Parameters.Properties }}{{ $between }}{{ json $name }}: {{ $between = ", " }}
-{{- if or .AnyOf .Items .Properties .Required (not .Type) }}{{ json . }}
-{{- else }}{"type": {{ json .Type }}
-{{- if .Description }}, "description": {{ json .Description }}{{ end }}
-{{- if .Enum }}, "enum": [{{ $comma := "" }}{{ range .Enum }}{{ $comma }}{{ json . }}{{ $comma = ", " }}{{ end }}]
-{{- end }}}
-{{- end }}
-{{- end }}}
-{{- if .Function.Parameters.Required }}, "required": [{{ $comma := "" }}
-{{- range .Function.Parameters.Required }}{{ $comma }}{{ json . }}{{ $comma = ", " }}{{ end }}]
-{{- end }}
-{{- if .Function.Parameters.Defs }}, "$defs": {{ json .Function.Parameters.Defs }}{{ end }}}}}
-{{- end }}
-</tools>
-
-For each function call, return a json object with function name and arguments within <tool_call></tool_call> XML tags:
-<tool_call>
-{"name": <function-name>, "arguments": <args-json-object>}
-</tool_call>
-{{- end }}<|im_end|>
-{{ $answering := false }}{{ $last := "" }}
-{{- range $i, $_ := .Messages }}
-{{- if and $answering (ne .Role "tool") }}<|im_end|>
-{{ $answering = false }}
-{{- end }}
-{{- $last = .Role }}
-{{- if eq .Role "tool" }}
-{{- if not $answering }}<|im_start|>user{{ $answering = true }}{{ end }}
-<tool_response>
-{{ .Content }}
-</tool_response>
-{{- else if eq .Role "assistant" }}<|im_start|>assistant
-{{- if or .Content (not .ToolCalls) }}
-{{ .Content }}
-{{- end }}
-{{- if .ToolCalls }}{{ range .ToolCalls }}
-<tool_call>
-{"name": "{{ .Function.Name }}", "arguments": {{ "{" }}
-{{- $between := "" }}
-{{- range $name, $value := .Function.Arguments }}{{ $between }}{{ json $name }}: {{ json $value }}{{ $between = ", " }}
-{{- end }}}}
-</tool_call>
-{{- end }}
-{{- end }}<|im_end|>
-{{ else if or (eq .Role "user") (ne $i 0) }}<|im_start|>{{ .Role }}
-{{ .Content }}<|im_end|>
-{{ end }}
-{{- end }}
-{{- if $answering }}<|im_end|>
-{{ end }}
-{{- if ne $last "assistant" }}<|im_start|>assistant
-{{ end }}"""
-"""Qwen2.5's and Qwen2.5-Coder's own chat template, as close as a Go template gets.
-
-For servers that render in Go (before 0.30, or where a TEMPLATE is given). Text and calls of a turn are kept together,
-each call has its own block, tool results in a row share one user turn, a trailing assistant turn is finished. What
-Ollama keeps from matching the Jinja template:
-
-- a schema keeps only `type`, `properties`, `required` and `$defs`; a property only `type`, `description`, `enum`,
-  `items`, `anyOf`, `properties` and `required`; keys come in a fixed order;
-- properties and arguments come sorted by name;
-- JSON nested in an argument, and a property that is more than a plain type, has no spaces;
-- `<`, `>`, `&` (and U+2028, U+2029) inside JSON are written as `\\u003c` and so on;
-- user (or assistant) messages in a row become one, with an empty line between.
-"""
 
 
 class OllamaServer:
@@ -173,6 +95,12 @@ class OllamaServer:
             )
         return version
 
+    def renders_jinja(self) -> bool:
+        """Whether it can render a file's own Jinja template: since 0.30 llama.cpp does that for it. A development build
+        is taken for a new one."""
+        numbers = tuple(int(n) for n in re.findall(r"\d+", self.version())[:3])
+        return numbers == (0, 0, 0) or numbers >= NATIVE
+
     def models(self) -> list[dict[str, Json]]:
         """The installed models as /api/tags describes them: name, size (bytes), digest, modified_at, details."""
         return list(self._told("/api/tags", "models") or ())
@@ -188,6 +116,14 @@ class OllamaServer:
     def delete(self, name: str) -> None:
         """Remove a model. Its blobs go when no other model uses them."""
         self.ask("DELETE", "/api/delete", {"model": name}, model=name)
+
+    def unload(self, name: str) -> None:
+        """Have a model's memory given back. 0.34 renders with the template of whichever model of a file it loaded
+        first, as long as that is loaded."""
+        self.ask("POST", "/api/generate", {"model": name, "keep_alive": 0}, model=name)
+        until = time.monotonic() + UNLOAD_SECONDS
+        while time.monotonic() < until and any(entry["name"] == name for entry in self.running()):
+            time.sleep(0.05)
 
     def copy(self, source: str, destination: str) -> None:
         """Give a model a second name, replacing what had it. No bytes are copied."""
@@ -311,8 +247,8 @@ class OllamaServer:
             return self._unknown(model, path)
         if "does not support tools" in lower:
             return TemplateMismatch(
-                f"Ollama's {model} has no place for tools in its template. Create it again with a template that has, "
-                "QWEN_TEMPLATE for Qwen2.5."
+                f"Ollama's {model} has no place for tools in its template. Create it again with a template that has "
+                "(models/ollama_templates.py), or show it the tools as text (rendering compact)."
             )
         if "exceeds the context length" in lower or "exceeds the available context" in lower:
             return ModelError(
@@ -355,7 +291,8 @@ class Ollama:
 
     def chat(self, messages: Sequence[Message], tools: Sequence[ToolSpec] = (), options: ChatOptions = GREEDY) -> Reply:
         """One answer. Raises UnknownModel, TemplateMismatch (no place for tools), RuntimeUnavailable, RuntimeTooOld,
-        and ModelError when the prompt does not fit the context. `options.parallel` has no meaning to Ollama."""
+        and ModelError when the prompt does not fit the context. `options.parallel` has no meaning to Ollama, and it
+        does not say which tokens it wrote."""
         started = time.monotonic()
         answer = self._ask(messages, tools, options, {})
         try:
@@ -391,6 +328,7 @@ class Ollama:
                 "seed": options.seed,
                 "num_predict": options.max_tokens,
                 "num_ctx": self._context,
+                **({"top_k": 0, "top_p": 1.0, "min_p": 0.0} if options.on_policy else {}),
             },
             "stream": False,
             "truncate": False,

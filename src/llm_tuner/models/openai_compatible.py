@@ -10,7 +10,8 @@ import os
 import time
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 import httpx2
@@ -90,6 +91,31 @@ class OpenAICompatible:
         generated = made.timing.total_ms - first if made.timing.generate_ms is None else made.timing.generate_ms
         timing = made.timing.model_copy(update={"first_token_ms": first, "generate_ms": generated})
         return made.model_copy(update={"timing": timing})
+
+    @contextmanager
+    def with_adapter(self, name: str, folder: Path) -> Iterator[OpenAICompatible]:
+        """The same server's model `name`: its base with the PEFT adapter in `folder`, loaded for as long as the context
+        is open. That is vLLM's way (`--enable-lora`, VLLM_ALLOW_RUNTIME_LORA_UPDATING=1); the server must see the
+        folder. Raises what `chat` raises."""
+        self._order("load_lora_adapter", {"lora_name": name, "lora_path": str(folder.resolve())})
+        served = OpenAICompatible(name, self.url, self._key, self._seconds)
+        try:
+            yield served
+        finally:
+            served.close()
+            self._order("unload_lora_adapter", {"lora_name": name})
+
+    def _order(self, what: str, body: dict[str, Json]) -> None:
+        started = time.monotonic()
+        with self._reaching(), self._http.stream("POST", f"{self.url}/{what}", json=body) as answer:
+            text = http_answer.text(answer, self.url, started, self._seconds)
+        if answer.status_code == 404:
+            raise ModelError(
+                f"{self.url} loads no adapters while it runs (HTTP 404). vLLM does with --enable-lora and "
+                "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 in its environment."
+            )
+        if not answer.is_success:
+            self._refuse(answer.status_code, text)
 
     def _reply(self, answer: dict[str, Any], tools: Sequence[ToolSpec], started: float) -> Reply:
         try:

@@ -20,7 +20,13 @@ from llm_tuner.types import (
     ToolCall,
     ToolSpec,
     Usage,
+    Written,
 )
+
+# No cuts of the distribution; the written tokens, as llama.cpp (`verbose` and `return_tokens`) and vLLM
+# (`return_token_ids`) are asked for them. Each passes over the other's words.
+_ON_POLICY: dict[str, Json] = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
+_ON_POLICY |= {"verbose": True, "return_tokens": True, "return_token_ids": True}
 
 
 def request(messages: Sequence[Message], tools: Sequence[ToolSpec], options: ChatOptions) -> dict[str, Json]:
@@ -32,6 +38,8 @@ def request(messages: Sequence[Message], tools: Sequence[ToolSpec], options: Cha
         "seed": options.seed,
         "stream": False,
     }
+    if options.on_policy:
+        body |= _ON_POLICY
     if tools:
         body["tools"] = [tool.openai() for tool in tools]
         body["parallel_tool_calls"] = options.parallel
@@ -146,4 +154,14 @@ def reply(body: dict[str, Json], tools: Sequence[ToolSpec], total_ms: float) -> 
         ),
         timing=Timing(total_ms=total_ms, prompt_ms=timings.get("prompt_ms"), generate_ms=timings.get("predicted_ms")),
         finish=finish,
+        written=_written(body, choice, answer),
     )
+
+
+def _written(body: dict[str, Json], choice: dict[str, Json], answer: dict[str, Json]) -> Written | None:
+    said = body.get("__verbose")
+    if isinstance(said, dict) and said.get("tokens"):
+        return Written(text=printable(said).get("content") or "", ids=tuple(said["tokens"]))
+    if choice.get("token_ids"):
+        return Written(text=answer.get("content") or "", ids=tuple(choice["token_ids"]))
+    return None

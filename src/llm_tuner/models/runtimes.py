@@ -11,8 +11,10 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from llm_tuner.models.chat_template import require_chat_template
 from llm_tuner.models.llamacpp import Embedded
-from llm_tuner.models.ollama import QWEN_TEMPLATE, Ollama, OllamaServer
+from llm_tuner.models.ollama import Ollama, OllamaServer
+from llm_tuner.models.ollama_templates import GO_TEMPLATES, PROBES, kept
 from llm_tuner.models.versions import Versions
 from llm_tuner.types import (
     GREEDY,
@@ -20,7 +22,10 @@ from llm_tuner.types import (
     Event,
     Json,
     Message,
+    ModelError,
     Reply,
+    RuntimeUnavailable,
+    SetupError,
     ToolSpec,
     UnknownModel,
     Value,
@@ -52,6 +57,10 @@ class Model(Protocol):
 
     def tokenize(self, text: str) -> list[int]: ...
 
+    def detokenize(self, tokens: Sequence[int]) -> str: ...
+
+    def end_tokens(self) -> frozenset[int]: ...
+
 
 class Runtime(Protocol):
     """The verbs that the loop uses. `name` is the tuned model's name, without an alias."""
@@ -64,7 +73,12 @@ class Runtime(Protocol):
 
     def stable(self, name: str) -> Served | None: ...
 
-    def open(self, served: Served) -> AbstractContextManager[Model]: ...
+    def open(
+        self, served: Served, *, adapters: Sequence[Path] = (), slots: int = 1, context: int | None = None
+    ) -> AbstractContextManager[Model]:
+        """The model, for as long as the context is open. `adapters` are LoRA GGUFs beside it, `slots` how many may ask
+        it at once, `context` another window than the runtime's own. Raises SetupError for what it cannot do."""
+        ...
 
     def install(self, name: str, gguf: Path, lineage: dict[str, Json]) -> Generator[Event, None, Served]: ...
 
@@ -87,7 +101,9 @@ class EmbeddedRuntime:
         return {"runtime": self.kind, "context": str(self.context)}
 
     def stock(self, name: str, gguf: Path, sha256: str) -> Generator[Event, None, Served]:
-        """The untuned base needs no installing: it is served from where it lies."""
+        """The untuned base needs no installing: it is served from where it lies. Raises TemplateMismatch where the file
+        has no chat template."""
+        require_chat_template(gguf)
         yield Event(step="install", message=f"{gguf.name} is served as it is")
         return Served(reference="stock", gguf=gguf, sha256=sha256)
 
@@ -105,8 +121,11 @@ class EmbeddedRuntime:
         )
 
     @contextmanager
-    def open(self, served: Served) -> Iterator[Model]:
-        with Embedded(served.gguf, name=served.reference, context=self.context) as model:
+    def open(
+        self, served: Served, *, adapters: Sequence[Path] = (), slots: int = 1, context: int | None = None
+    ) -> Iterator[Model]:
+        window = context or self.context
+        with Embedded(served.gguf, name=served.reference, context=window, adapters=adapters, slots=slots) as model:
             yield model
 
     def install(self, name: str, gguf: Path, lineage: dict[str, Json]) -> Generator[Event, None, Served]:
@@ -126,12 +145,13 @@ class EmbeddedRuntime:
 class OllamaRuntime:
     """An Ollama server: aliases are tags (`name:candidate`, `name:stable`, `name:previous`), moved by /api/copy.
 
-    `template` is the Go template given to every model made here; it must be the one that training rendered with.
+    `template` is the Go template given to every model made here; "" leaves the choice to the server. Where none is
+    given, `stock` takes the one of ours that renders the base as llama.cpp does, byte for byte.
     """
 
     kind = "ollama"
 
-    def __init__(self, host: str | None = None, *, context: int = 8192, template: str = QWEN_TEMPLATE) -> None:
+    def __init__(self, host: str | None = None, *, context: int = 8192, template: str | None = None) -> None:
         self.host = host
         self.server = OllamaServer(host)
         self.context = context
@@ -140,19 +160,42 @@ class OllamaRuntime:
 
     def identity(self) -> dict[str, str]:
         """Server, context and template decide what a measurement means."""
-        template = content_hash(self.template)
+        template = content_hash(self.template or "")
         return {"runtime": self.kind, "context": str(self.context), "host": self.server.url, "template": template}
 
     def stock(self, name: str, gguf: Path, sha256: str) -> Generator[Event, None, Served]:
         """The base as `name:stock`, with the same template as the tuned one: the comparison is of weights alone."""
         self.server.version()
+        if self.template is None:
+            require_chat_template(gguf)
+            self.template = yield from self._fitting(f"{name}:probe", gguf)
         self._base = gguf
-        yield from self._create(f"{name}:stock", gguf)
+        yield from self._create(f"{name}:stock", gguf, self.template)
         return Served(reference=f"{name}:stock", gguf=gguf, sha256=sha256)
 
-    def _create(self, tag: str, gguf: Path) -> Generator[Event, None, None]:
+    def _fitting(self, tag: str, gguf: Path) -> Generator[Event, None, str]:
+        """The first of our templates with which this server renders every probe as llama.cpp does; "" if none does."""
+        with Embedded(gguf, context=1024) as own:
+            blind = own.render(*PROBES[0]) == own.render(PROBES[0][0], _offered())
+            wanted = {place: _shown(own, place) for place, (_, tools) in enumerate(PROBES) if not (blind and tools)}
+        wanted = {place: text for place, text in wanted.items() if text is not None}
+        try:
+            for family, template in GO_TEMPLATES.items():
+                yield from self._create(tag, gguf, template)
+                with self._opened(tag, gguf) as model:
+                    fits = all(_shown(model, place) == text for place, text in wanted.items())
+                self.server.unload(tag)
+                if fits:
+                    yield Event(step="install", message=f"the server renders {family}'s template as llama.cpp does")
+                    return template
+        finally:
+            self.server.delete(tag)
+        yield Event(step="install", message="no template of ours renders this base as llama.cpp does: the server's own")
+        return ""
+
+    def _create(self, tag: str, gguf: Path, template: str) -> Generator[Event, None, None]:
         parameters: dict[str, Json] = {"num_ctx": self.context, "temperature": 0}
-        yield from self.server.create(tag, gguf, template=self.template, parameters=parameters)
+        yield from self.server.create(tag, gguf, template=template, parameters=parameters)
 
     def stable(self, name: str) -> Served | None:
         found = self._digests().get(f"{name}:stable")
@@ -164,17 +207,27 @@ class OllamaRuntime:
         return {str(model["name"]): str(model["digest"]) for model in self.server.models()}
 
     @contextmanager
-    def open(self, served: Served) -> Iterator[Model]:
-        """Rendered by Ollama; tokenised by the embedded runtime on the same file, since Ollama offers no tokenizer."""
-        backend = Ollama(served.reference, self.host, self.context)
-        model = _WithTokenizer(backend, served.gguf)
+    def open(
+        self, served: Served, *, adapters: Sequence[Path] = (), slots: int = 1, context: int | None = None
+    ) -> Iterator[Model]:
+        """Rendered by Ollama; tokenised by the embedded runtime on the same file, since Ollama offers no tokenizer. The
+        server itself decides how many may ask at once (OLLAMA_NUM_PARALLEL), and the context is the runtime's own."""
+        if adapters:
+            raise SetupError("Ollama serves no adapter beside a model. Merge it, and install what comes of it.")
+        with self._opened(served.reference, served.gguf, native=not self.template) as model:
+            yield model
+
+    @contextmanager
+    def _opened(self, reference: str, gguf: Path, *, native: bool = False) -> Iterator[Model]:
+        backend = Ollama(reference, self.host, self.context)
+        model = (_Native if native and self.server.renders_jinja() else _WithTokenizer)(backend, gguf)
         try:
             yield model
         finally:
             model.close()
 
     def install(self, name: str, gguf: Path, lineage: dict[str, Json]) -> Generator[Event, None, Served]:
-        yield from self._create(f"{name}:candidate", gguf)
+        yield from self._create(f"{name}:candidate", gguf, self.template or "")
         digest = self._digests().get(f"{name}:candidate", "")
         return Served(reference=f"{name}:candidate", gguf=gguf, sha256=digest)
 
@@ -220,14 +273,52 @@ class _WithTokenizer:
     def render(
         self, messages: Sequence[Message], tools: Sequence[ToolSpec] = (), generation_prompt: bool = True
     ) -> str:
-        return self._backend.render(messages, tools, generation_prompt)
+        """As the model is fed: Ollama adds the leading token (BOS) that a model wants after it has rendered."""
+        text, leading = self._backend.render(messages, tools, generation_prompt), self._embedded().leading
+        return text if text.startswith(leading) else leading + text
 
     def tokenize(self, text: str) -> list[int]:
+        return self._embedded().tokenize(text)
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        return self._embedded().detokenize(tokens)
+
+    def end_tokens(self) -> frozenset[int]:
+        return self._embedded().end_tokens()
+
+    def _embedded(self) -> Embedded:
         if self._tokenizer is None:
             self._tokenizer = Embedded(self._gguf, context=512)
-        return self._tokenizer.tokenize(text)
+        return self._tokenizer
 
     def close(self) -> None:
         if self._tokenizer is not None:
             self._tokenizer.close()
         self._backend.close()
+
+
+class _Native(_WithTokenizer):
+    """Where Ollama has llama.cpp render the file's own template it can show prompts, but it continues an answer instead
+    of finishing it. Finished answers are rendered by the embedded llama.cpp, from the tools that Ollama hands on."""
+
+    def render(
+        self, messages: Sequence[Message], tools: Sequence[ToolSpec] = (), generation_prompt: bool = True
+    ) -> str:
+        if generation_prompt:
+            return super().render(messages, tools)
+        return self._embedded().render(messages, [kept(tool) for tool in tools], False)
+
+
+def _shown(model: Model, place: int) -> str | None:
+    """How a model renders a probe; None where its template or its server refuses it."""
+    said, tools = PROBES[place]
+    try:
+        return model.render(said, tools, said[-1].role != "assistant")
+    except RuntimeUnavailable:
+        raise
+    except ModelError:
+        return None
+
+
+def _offered() -> Sequence[ToolSpec]:
+    return next(tools for _, tools in PROBES if tools)

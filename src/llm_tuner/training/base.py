@@ -1,4 +1,4 @@
-"""The base model for training: the dequantised weights of the very GGUF that is served, with LoRA on its linear layers.
+"""The base model for training: the dequantised weights of the very GGUF that is served.
 
 Not a download and not a converter: the file is already there. Training on another copy of the weights (the publisher's
 16-bit ones) would tune a model that nobody serves.
@@ -16,14 +16,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from llm_tuner.training.recipe import Precision
 from llm_tuner.types import CorruptModel, MissingExtra
-
-Precision = Literal["auto", "float32", "bfloat16"]
-
-LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""What LoRA adapts: every linear layer of a Llama-like block (QLoRA, Dettmers et al. 2023, section 4)."""
 
 
 def require_torch() -> Any:
@@ -62,34 +58,26 @@ def _seconds(dtype: Any) -> float:
 
 
 @contextmanager
-def one_precision(model: Any, dtype: Any) -> Iterator[None]:
-    """Inside, the adapter computes in the base's `dtype`; its weights stay float32, which small updates need.
+def one_precision(model: Any) -> Iterator[None]:
+    """Inside, adapter layers that PEFT computes do so in the base's precision; their weights stay float32, which small
+    updates need. Those that lora.py computes do so anyway.
 
     PEFT would turn every layer's input into float32 and keep it for the backward pass: about 1 MB a token in a 0.5B,
     and a quarter of the time (docs/log.md). Autocast turns the small weights instead; without its cache, which would
     keep them from before the optimizer's step.
     """
     torch = require_torch()
-    if dtype == torch.float32:
+    from peft.tuners.lora import LoraLayer
+
+    base = next(weight for weight in model.parameters() if weight.is_floating_point() and not weight.requires_grad)
+    theirs = any(isinstance(layer, LoraLayer) and "forward" not in vars(layer) for layer in model.modules())
+    if base.dtype == torch.float32 or not theirs:
         yield
         return
     from peft.helpers import disable_input_dtype_casting
 
-    device = next(model.parameters()).device.type
-    with torch.autocast(device, dtype, cache_enabled=False), disable_input_dtype_casting(model):
+    with torch.autocast(base.device.type, base.dtype, cache_enabled=False), disable_input_dtype_casting(model):
         yield
-
-
-def bound_memory() -> None:
-    """Makes glibc give large freed blocks back: one arena, and blocks of 4 MB or more mapped on their own.
-
-    Without it the heap of a training process grows from step to step (docs/log.md: 9.2 GB after four steps against
-    5.8 GB). Does nothing where there is no glibc (mallopt(3): M_ARENA_MAX = -8, M_MMAP_THRESHOLD = -3).
-    """
-    with suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-8, 1)
-        libc.mallopt(-3, 4 << 20)
 
 
 def give_memory_back() -> None:
@@ -99,38 +87,31 @@ def give_memory_back() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def load_base(gguf: Path, dtype: Any) -> Any:
-    """A transformers causal model with the GGUF's weights, dequantised to `dtype`, in training mode, on the GPU if any.
+def load_base(gguf: Path, dtype: Any, device: Any = "cpu") -> Any:
+    """A transformers causal model with the GGUF's weights, dequantised to `dtype`, on `device`, that attends as packs
+    want it (attention.py).
 
     Raises CorruptModel when the file cannot be read as a model of a known architecture.
     """
-    torch = require_torch()
+    require_torch()
     try:
         with quiet():
             from transformers import AutoModelForCausalLM, GgufConfig
 
+            from llm_tuner.training import attention
+
+            attention.register()
             model = AutoModelForCausalLM.from_pretrained(
                 str(gguf.parent),
                 gguf_file=gguf.name,
                 quantization_config=GgufConfig(dequantize=True),
                 dtype=dtype,
-                attn_implementation="sdpa",
+                attn_implementation=attention.NAME,
             )
     except (ValueError, OSError, KeyError, RuntimeError, struct.error) as error:
         raise CorruptModel(f"Cannot load {gguf} for training: {error}") from error
     model.config.use_cache = False
-    return model.to("cuda") if torch.cuda.is_available() else model
-
-
-def with_lora(model: Any, *, r: int, alpha: int, dropout: float, targets: tuple[str, ...]) -> Any:
-    """The model with a fresh LoRA adapter (Hu et al. 2021): B = 0, so the first step starts at the base model."""
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
-        r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets), bias="none", task_type="CAUSAL_LM"
-    )
-    with quiet():
-        return get_peft_model(model, config)
+    return model.to(device)
 
 
 @contextmanager

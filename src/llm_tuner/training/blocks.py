@@ -1,8 +1,8 @@
 """The base model with its weights left in the GGUF's own blocks: a frozen matrix takes 4 to 8 bits a weight, and each
 use of it unpacks a piece by ggml's own function.
 
-Not a quantiser and not an approximation: the values are, bit for bit, those of the dequantised model, so what is trained
-is still the model that is served. NF4 (nf4.py) would round those values a second time. Loading never holds a dense copy
+Not a quantiser and not an approximation: the values are, bit for bit, those of the dequantised model, so what is
+trained is still the model that is served. NF4 would round those values a second time. Loading never holds a dense copy
 of a matrix. Only the memory differs: about the file's size, where float32 takes four bytes a weight.
 """
 
@@ -171,8 +171,8 @@ def _unpacker(name: str) -> Any:
 # ------------------------------------------------------------------------------------------------------------- loading
 
 
-def load_blocks(gguf: Path, dtype: Any) -> Any:
-    """A transformers causal model that computes in `dtype` and holds the GGUF's matrices as blocks, on the GPU if any.
+def load_blocks(gguf: Path, dtype: Any, device: Any = "cpu") -> Any:
+    """A transformers causal model that computes in `dtype` and holds the GGUF's matrices as blocks, on `device`.
 
     The same values as `base.load_base` gives. Raises SetupError for an architecture that is not in ARCHITECTURES, and
     CorruptModel when the file cannot be read.
@@ -193,7 +193,7 @@ def load_blocks(gguf: Path, dtype: Any) -> Any:
         raise CorruptModel(f"Cannot load {gguf} for training: {error}") from error
     model.config.use_cache = False
     model.train()
-    return model.to("cuda") if torch.cuda.is_available() else model
+    return model.to(device)
 
 
 def _empty(gguf: Path, dtype: Any) -> Any:
@@ -201,10 +201,13 @@ def _empty(gguf: Path, dtype: Any) -> Any:
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from llm_tuner.training import attention
+
+    attention.register()
     with quiet():
         config = AutoConfig.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
         with init_empty_weights(include_buffers=False):
-            return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+            return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention.NAME)
 
 
 def _fill(model: Any, reader: Any, architecture: str, dtype: Any) -> None:

@@ -116,8 +116,8 @@ def card(
 
     facts: dict[str, Any] = {k: v for k, v in manifest(folder).items() if k not in ("format", "hashes")}
     if model:
-        with _renderer(model) as renderer:
-            found = drive(cards.describe(folder, facts, seed=seed, renderer=renderer))
+        with renderer(model) as server:
+            found = drive(cards.describe(folder, facts, seed=seed, renderer=server))
     else:
         found = drive(cards.describe(folder, facts, seed=seed))
     cards.write(folder, found)
@@ -127,7 +127,7 @@ def card(
 
 
 @contextmanager
-def _renderer(model: str) -> Iterator[Renderer]:
+def renderer(model: str) -> Iterator[Renderer]:
     """The model, served by the embedded runtime for as long as its template and tokenizer are needed."""
     from llm_tuner.evaluation.target import Target, locate, opened
     from llm_tuner.types import Renderer, SetupError

@@ -1,7 +1,8 @@
 """The loop: the only place that knows the order of the steps, the gate, promotion and rollback.
 
 Each step reads finished runs and writes one new one (store.py); a step that was done with the same inputs is not done
-again. `decide` is pure: two reports and rules in, a decision with sentences out.
+again. `decide` is pure: two reports and rules in, a decision with sentences out. What comes after a first training,
+preferences and reinforcement, is in feedback.py.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pydantic import Field, model_validator
 
 from llm_tuner.data.box import Box, demo_box, empty_box
 from llm_tuner.data.collect import collect, usable
+from llm_tuner.data.pairs import Pairing
 from llm_tuner.data.rows import build_rows, parity, refuse_untrainable
 from llm_tuner.data.synthesize import Mix, synthesize, synthesize_unseen
 from llm_tuner.evaluation.intervals import paired
@@ -33,7 +35,9 @@ from llm_tuner.store.suite import load as load_suite
 from llm_tuner.store.suite import save as save_suite
 from llm_tuner.tools.hub import Hub
 from llm_tuner.tools.servers import demo_servers, load
+from llm_tuner.training.dpo import DPO
 from llm_tuner.training.export import adapter_gguf, merge
+from llm_tuner.training.grpo import GRPO
 from llm_tuner.training.rows import read_rows
 from llm_tuner.training.sft import SFT, Curve, sft
 from llm_tuner.types import (
@@ -74,6 +78,9 @@ class Rules(Value):
 class Tune(Value):
     """One round of the loop. `hub` is "demo" or the path of an mcpServers JSON file; `execute` false keeps collecting
     from calling the servers (calls are then verified by their schema only); `seed_folder` is copied into the box.
+    `pairing`, `dpo`, `grpo` are of what comes after a first training (feedback.py). An answer in a rollout has
+    `answer_tokens` tokens at most; `groups_at_a_time` groups are asked at once where no prompt can be forked. With
+    `rollouts_url` a vLLM server there, which serves the same base, is asked instead of the runtime.
 
     A table given in part (`{"sft": {"epochs": 2}}`) changes this class's default of it, not the table's own: a round of
     a few hundred rows wants smaller steps and a higher rate than SFT's defaults (docs/log.md, 2026-11-23)."""
@@ -89,6 +96,12 @@ class Tune(Value):
     own_attempts: int = Field(16, ge=0)
     sft: SFT = SFT(batch=1, learning_rate=5e-4)
     rules: Rules = Rules()
+    pairing: Pairing = Pairing()
+    dpo: DPO = DPO()
+    grpo: GRPO = GRPO()
+    answer_tokens: int = Field(192, ge=1)
+    groups_at_a_time: int = Field(2, ge=1)
+    rollouts_url: str = ""
 
     @model_validator(mode="before")
     @classmethod
@@ -306,10 +319,13 @@ def evaluate_step(store: Store, runtime: Runtime, served: Served, collected: Run
 
 
 def train_step(
-    config: Tune, store: Store, runtime: Runtime, stock: Served, collected: Run
+    config: Tune, store: Store, runtime: Runtime, stock: Served, collected: Run, start: Run | None = None
 ) -> Generator[Event, None, Run]:
-    """Rows as the runtime renders them, SFT, the merged model and the adapter as GGUF files."""
+    """Rows as the runtime renders them, SFT (from the adapter of the run `start`, if any), the merged model and the
+    adapter as GGUF files."""
     inputs = {"collect": collected.id, "base": stock.sha256, **runtime.identity()}
+    if start is not None:
+        inputs["start"] = start.id
     key: dict[str, Json] = config.sft.model_dump(mode="json")
     done = store.find("train", key, inputs)
     if done is not None:
@@ -320,7 +336,8 @@ def train_step(
         if not rows_file.exists():
             yield from render_rows(store, runtime, stock, collected, rows_file)
         if not (folder.path / "adapter").exists():
-            yield from sft(config.sft, stock.gguf, read_rows(rows_file), folder.path)
+            adapter = store.folder(start) / "adapter" if start is not None else None
+            yield from sft(config.sft, stock.gguf, read_rows(rows_file), folder.path, start=adapter)
         folder.metrics.update(read_json(folder.path / "metrics.json"))
         yield from export(stock.gguf, folder.path)
         folder.outputs.update(
@@ -355,9 +372,11 @@ def parity_step(
     """Stops with TemplateMismatch unless the installed candidate renders and tokenises what was trained on."""
     rows = read_rows(store.folder(trained) / "rows.jsonl")
     rows = rows[:: max(1, len(rows) // sample)]
-    tasks = {task.id: task for task in load_suite(store.folder(collected) / collected.outputs["train"]).tasks}
+    source = store.folder(collected)
+    tasks = {task.id: task for task in load_suite(source / collected.outputs["train"]).tasks}
+    attempts = read_jsonl(source / "reference-train.jsonl", Attempt)
     with runtime.open(candidate) as model:
-        problems = parity(rows, tasks, model)
+        problems = parity(rows, tasks, attempts, model)
     if problems:
         raise TemplateMismatch(
             f"{candidate.reference} does not render what it was trained on ({len(problems)} of {len(rows)} rows): "
