@@ -3,8 +3,8 @@
 Not a recipe and not a measurement: how a trial is trained, served and judged is handed in (`evaluate`), so that training
 never reaches a model server. The rule it protects: **the objective never sees a held-out task.** A search that picks the
 best of twelve trials on the held-out suite has tuned on it. So the tasks it is judged by are cut out of the train side
-(`split`), whole catalogues at a time; the held-out suite stays closed until one final report on the chosen settings.
-The best trial's own accuracy is the best of many, and reads too high for that reason.
+(`split`); the held-out suite stays closed until the chosen settings are measured as any candidate is. The best trial's
+own accuracy is the best of many, and reads too high for that reason.
 
 Pruning goes by the validation loss and not by accuracy: it is there during the training, needs no server, and moves
 smoothly, while accuracy needs an export and a served model, by which time all the work is done. It goes by the median
@@ -14,28 +14,25 @@ Trials of different length are compared at the same share of their training, sin
 
 from __future__ import annotations
 
-import os
-import socket
-import time
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
 from pydantic import Field, model_validator
 
+from llm_tuner.store import write_atomic
+from llm_tuner.training.rows import hash_place
 from llm_tuner.types import (
     DataError,
     Event,
     Json,
     MissingExtra,
-    Row,
     Search,
     SetupError,
     Task,
     TrainingError,
+    TrainingInterrupted,
     Trial,
     Value,
     content_hash,
@@ -48,17 +45,14 @@ Evaluate = Callable[[Mapping[str, float]], Generator[Event, None, float]]
 """Trains and measures settings; returns the accuracy 0..1. Its events may carry `data["held_out_loss"]` with `done` of
 `total`: by them a trial is pruned, and the generator is closed."""
 
-MARKS = 8
-"""Places of a training at which trials are compared: every eighth."""
+MARKS = 4
+"""Places of a training at which trials are compared: every quarter."""
 
 RETRIES = 2
 """How often the settings of a trial that was killed are tried again."""
 
 FAILURES = 3
 """Trials that may fail one after the other before the search gives up."""
-
-STARTING = 120
-"""Seconds after which a trial that nobody has claimed counts as abandoned."""
 
 KEEP = "keep_"
 
@@ -72,7 +66,7 @@ class Space(Value):
     alpha_over_r: tuple[float, float] = (0.5, 4.0)
     learning_rate: tuple[float, float] = (5e-5, 2e-3)
     epochs: tuple[float, float] = (1.0, 3.0)
-    keep: dict[str, float] = Field(default_factory=lambda: {"no_call": 0.25, "look_alike": 0.25})
+    keep: dict[str, float] = Field(default_factory=lambda: {"no_call": 0.25})
 
     @model_validator(mode="after")
     def _possible(self) -> Space:
@@ -90,48 +84,23 @@ class Space(Value):
 
 
 def split(tasks: Sequence[Task], share: float = 0.25) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
-    """Train-side tasks -> (to train on, to be judged by): whole catalogues in the order of their hash, until `share` of
-    the tasks are for judging. Who trains on a catalogue's neighbours would be judged by what it has seen. A request that
-    is judged by is trained on with no catalogue.
+    """Train-side tasks -> (to train on, to be judged by): by the hash of the request, about `share` of them judge. So a
+    request stands on one side with all of its catalogues, and each side stays as it is when tasks are added.
 
-    DataError for a task of the held-out side, and where there are fewer than two catalogues or nothing is left.
+    DataError for a task of the held-out side, and where one side would be empty.
     """
     for task in tasks:
         if task.side == "held-out":
             raise DataError(f"Task {task.id} is on the held-out side: a search must not be judged by it, nor train on it.")
-    shelves: dict[str, list[Task]] = {}
-    for task in tasks:
-        shelves.setdefault(content_hash(["search", *sorted(tool.fingerprint for tool in task.tools)]), []).append(task)
-    judged: list[Task] = []
-    for key in sorted(shelves)[:-1]:
-        if judged and len(judged) + len(shelves[key]) / 2 > share * len(tasks):
-            break
-        judged.extend(shelves[key])
-    requests = {_words(task) for task in judged}
+    judged = tuple(task for task in tasks if hash_place("search", " ".join(task.request.split()).casefold()) < share)
     chosen = {id(task) for task in judged}
-    trained = tuple(task for task in tasks if id(task) not in chosen and _words(task) not in requests)
+    trained = tuple(task for task in tasks if id(task) not in chosen)
     if not judged or not trained:
         raise DataError(
-            f"{len(tasks)} tasks of {len(shelves)} catalogues cannot be divided into those to train on and those to be "
-            "judged by. Collect tasks of more catalogues."
+            f"{len(tasks)} training tasks cannot be divided into those to train on and those to be judged by "
+            f"(found: {len(trained)} and {len(judged)}). Collect more tasks."
         )
-    return trained, tuple(judged)
-
-
-def _words(task: Task) -> str:
-    return " ".join(task.request.split()).casefold()
-
-
-def mixed(rows: Sequence[Row], categories: Mapping[str, str], settings: Mapping[str, float]) -> tuple[Row, ...]:
-    """The rows of a trial: of each category with a `keep_CATEGORY` that share, the others whole. `categories` is by task
-    id. The same rows every time, and a smaller share is part of a bigger one."""
-    kept = []
-    for row in rows:
-        share = settings.get(KEEP + categories.get(row.task_id, ""), 1.0)
-        place = int(content_hash(["mix", row.task_id]), 16) / 16**16
-        if place < share:
-            kept.append(row)
-    return tuple(kept)
+    return trained, judged
 
 
 # ------------------------------------------------------------------------------------------------------------ searching
@@ -149,32 +118,32 @@ def search(
 ) -> Generator[Event, None, Search]:
     """Runs trials until `trials` of them are done or pruned, and returns all of them. The higher the accuracy the better.
 
-    Everything is kept in `out/study.journal`, so that a search goes on where it was: a trial whose process is gone is
-    marked failed and its settings are tried again. Several processes may search in one `out` at the same time (each may
-    start one trial more than wanted when they end). `first` are settings to begin with. `inputs` are what the accuracy
-    depends on; SetupError when `out` holds the search of others. A trial that raises TrainingError is marked failed, and
-    the third in a row ends the search with that error. Closing the generator keeps what is done.
+    Everything is kept in `out/study.journal`, so that a search goes on where it was: what a killed process left running
+    is marked failed and its settings are tried again. One process at a time may search in `out`. `first` are settings to
+    begin with. `inputs` are what the accuracy depends on; SetupError when `out` holds the search of others. A trial that
+    raises TrainingError is marked failed, and the third in a row ends the search with that error. Ctrl-C, or closing the
+    generator, keeps what is done.
     """
     study = _open(out, space, inputs or {}, first, trials)
     failures = 0
-    while (missing := trials - _finished(study)) > 0 and _living(study) < missing:
-        _take_over(study)
+    while _finished(study) < trials:
         _seed(study, seed, trials)
         trial = study.ask()
-        trial.set_user_attr("owner", _owner())
         settings = _propose(trial, space)
         try:
             yield from _try(study, trial, settings, evaluate, trials)
             failures = 0
+        except TrainingInterrupted:
+            _fail(study, trial.number, "interrupted", again=True)
+            raise
         except TrainingError as error:
             failures += 1
-            _fail(study, trial, str(error))
+            _fail(study, trial.number, str(error))
             yield Event(step="search", message=f"trial {trial.number} failed: {error}")
             if failures >= FAILURES:
                 raise
         except BaseException as error:
-            _fail(study, trial, f"stopped: {type(error).__name__}")
-            _again(study, study.get_trials(deepcopy=False)[trial.number])
+            _fail(study, trial.number, f"stopped: {type(error).__name__}", again=True)
             raise
     return found(study)
 
@@ -247,15 +216,28 @@ def open_study(out: Path) -> Any:
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
 
     out.mkdir(parents=True, exist_ok=True)
-    path = str(out / "study.journal")
-    storage = JournalStorage(JournalFileBackend(path, lock_obj=JournalFileOpenLock(path)))
+    path = out / "study.journal"
+    _mend(path)
+    storage = JournalStorage(JournalFileBackend(str(path), lock_obj=JournalFileOpenLock(str(path))))
     return optuna.create_study(storage=storage, study_name="search", direction="maximize", load_if_exists=True)
+
+
+def _mend(journal: Path) -> None:
+    """What a kill in the middle of a write leaves: half a last line, onto which the next would be written, and a lock."""
+    journal.with_name(journal.name + ".lock").unlink(missing_ok=True)
+    if not journal.exists():
+        return
+    text = journal.read_bytes()
+    whole = text[: text.rfind(b"\n") + 1]
+    if whole != text:
+        write_atomic(journal, whole.decode("utf-8"))
 
 
 def _open(
     out: Path, space: Space, inputs: Mapping[str, Json], first: Mapping[str, float] | None, trials: int
 ) -> optuna.Study:
     from optuna.pruners import MedianPruner
+    from optuna.trial import TrialState
 
     study: optuna.Study = open_study(out)
     study.pruner = MedianPruner(n_startup_trials=min(4, max(2, trials // 3)), n_warmup_steps=1, n_min_trials=2)
@@ -267,8 +249,10 @@ def _open(
             study.enqueue_trial(within, skip_if_exists=True)
     elif held != key:
         raise SetupError(
-            f"{out} holds another search ({len(study.trials)} trials of another space, base or data). Give another --out."
+            f"{out} holds another search ({len(study.trials)} trials of another space, base or data). Search elsewhere."
         )
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        _fail(study, trial.number, "its process was killed", again=True)
     return study
 
 
@@ -287,8 +271,7 @@ def _seed(study: optuna.Study, seed: int, trials: int) -> None:
     """A sampler for the next trial alone. One for the whole search would, after a kill, propose its first trials again."""
     from optuna.samplers import TPESampler
 
-    beside = os.getpid() if _living(study) else 0
-    number = int(content_hash([seed, len(study.get_trials(deepcopy=False)), beside])[:8], 16)
+    number = int(content_hash([seed, len(study.get_trials(deepcopy=False))])[:8], 16)
     study.sampler = TPESampler(seed=number, n_startup_trials=min(10, max(4, trials // 3)))
 
 
@@ -298,60 +281,18 @@ def _finished(study: optuna.Study) -> int:
     return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))
 
 
-def _living(study: optuna.Study) -> int:
+def _fail(study: optuna.Study, number: int, why: str, *, again: bool = False) -> None:
+    """Marks a trial as failed; `again` puts its settings in line, RETRIES times at most."""
     from optuna.trial import TrialState
 
-    return sum(not _abandoned(trial) for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
-
-
-def _owner() -> str:
-    return f"{socket.gethostname()} {os.getpid()} {psutil.Process().create_time()}"
-
-
-def _abandoned(trial: optuna.trial.FrozenTrial) -> bool:
-    """Whether the process of a running trial is gone. One on another machine is taken to live."""
-    owner = trial.user_attrs.get("owner")
-    if owner is None:
-        return trial.datetime_start is None or time.time() - trial.datetime_start.timestamp() > STARTING
-    host, pid, started = owner.rsplit(" ", 2)
-    if host != socket.gethostname():
-        return False
-    try:
-        return psutil.Process(int(pid)).create_time() != float(started)
-    except psutil.Error:
-        return True
-
-
-def _take_over(study: optuna.Study) -> None:
-    """Marks what killed processes left as failed, and puts its settings in line again."""
-    from optuna.trial import TrialState
-
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if _abandoned(trial) and _fail(study, trial.number, "its process was killed"):
-            _again(study, trial)
-
-
-def _fail(study: optuna.Study, trial: optuna.Trial | int, why: str) -> bool:
-    """False where another process was quicker, or the trial had ended."""
-    from optuna.trial import TrialState
-
-    number = trial if isinstance(trial, int) else trial.number
-    stored = study.get_trials(deepcopy=False)[number]
-    if stored.state.is_finished():
-        return False
-    with suppress(Exception):  # the reason is worth less than the state
-        study._storage.set_trial_user_attr(stored._trial_id, "why", why)
-    try:
-        study.tell(number, state=TrialState.FAIL)
-    except ValueError:
-        return False
-    return True
-
-
-def _again(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+    trial = study.get_trials(deepcopy=False)[number]
+    if trial.state.is_finished():  # the search was closed between two trials
+        return
+    study.tell(number, state=TrialState.FAIL)
     tried = int(trial.user_attrs.get("tried", 0))
-    if trial.params and tried < RETRIES:
+    if again and trial.params and tried < RETRIES:
         study.enqueue_trial(trial.params, user_attrs={"tried": tried + 1})
+    study.set_user_attr(f"why {number}", why)
 
 
 # ----------------------------------------------------------------------------------------------------- what was found
@@ -359,13 +300,17 @@ def _again(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
 
 def found(study: optuna.Study) -> Search:
     """All trials of a study, the best one, and what the settings matter."""
-    trials = tuple(_told(trial) for trial in study.get_trials(deepcopy=False) if trial.datetime_start is not None)
+    trials = tuple(
+        _told(trial, study.user_attrs.get(f"why {trial.number}", ""))
+        for trial in study.get_trials(deepcopy=False)
+        if trial.datetime_start is not None
+    )
     done = [trial for trial in trials if trial.accuracy is not None]
     best = max(done, key=lambda trial: (trial.accuracy or 0.0, -trial.number), default=None)
     return Search(trials=trials, best=best.number if best else None, importance=_importance(study, done))
 
 
-def _told(trial: optuna.trial.FrozenTrial) -> Trial:
+def _told(trial: optuna.trial.FrozenTrial, why: str) -> Trial:
     from optuna.trial import TrialState
 
     names = {TrialState.COMPLETE: "done", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
@@ -380,7 +325,7 @@ def _told(trial: optuna.trial.FrozenTrial) -> Trial:
             "accuracy": trial.value if trial.state == TrialState.COMPLETE else None,
             "losses": [(mark / MARKS, -value) for mark, value in sorted(trial.intermediate_values.items())],
             "seconds": round(trial.duration.total_seconds(), 1) if trial.duration else 0.0,
-            "why": trial.user_attrs.get("why", ""),
+            "why": why,
         }
     )
 
