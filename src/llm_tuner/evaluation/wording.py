@@ -148,9 +148,9 @@ WORDS: dict[Language, dict[str, str]] = {
         "seen from the client. Cold: the prompt begins as none before; warm: its beginning was just read.",
         "target_note": "milliseconds, the median of warm, single requests on a GPU",
         "search_title": "Settings, searched",
-        "search_note": "Accuracy: the share of validation tasks that are right natively, as served. These tasks were cut "
-        "out of the training side; the held-out suite took no part. The best of many trials reads too high: measure what "
-        "is trained with these settings on the held-out suite.",
+        "search_note": "Accuracy: the share of validation tasks that are right natively, as served. These tasks were "
+        "cut out of the training side; the held-out suite took no part. The best of many trials reads too high: "
+        "measure what is trained with these settings on the held-out suite.",
         "trials": "Trials",
         "trial": "trial",
         "state": "state",
@@ -308,8 +308,8 @@ WORDS: dict[Language, dict[str, str]] = {
         "コールドは先頭が初めてのプロンプト、ウォームは先頭を読み込んだ直後のプロンプトです。",
         "target_note": "ミリ秒（GPU上、ウォーム、1件ずつの中央値）",
         "search_title": "設定の探索結果",
-        "search_note": "正解率は、配信した状態で検証課題を呼び出しとして正しく答えた割合です。検証課題は訓練側から取り分けた"
-        "もので、held-outの課題は使っていません。多くの試行の最良値は高めに出ます。この設定で訓練したモデルを"
+        "search_note": "正解率は、配信した状態で検証課題を呼び出しとして正しく答えた割合です。"
+        "検証課題は訓練側から取り分けたもので、held-outの課題は使っていません。多くの試行の最良値は高めに出ます。この設定で訓練したモデルを"
         "held-outの課題で測ってください。",
         "trials": "試行",
         "trial": "番号",

@@ -81,8 +81,9 @@ class Tune(Value):
     from calling the servers (calls are then verified by their schema only); `seed_folder` is copied into the box.
     `pairing`, `dpo`, `grpo` are of what comes after a first training (feedback.py). An answer in a rollout has
     `answer_tokens` tokens at most; `groups_at_a_time` groups are asked at once where no prompt can be forked. With
-    `rollouts_url` a vLLM server there, which serves the same base, is asked instead of the runtime. `keep`: by category,
-    the share of the training tasks that sft trains on (all where none is named); `search`: between what to search.
+    `rollouts_url` a vLLM server there, which serves the same base, is asked instead of the runtime. `keep`: by
+    category, the share of the training tasks that sft trains on (all where none is named). `search`: between what to
+    search.
 
     A table given in part (`{"sft": {"epochs": 2}}`) changes this class's default of it, not the table's own: a round of
     a few hundred rows wants smaller steps and a higher rate than SFT's defaults (docs/log.md, 2026-11-23)."""

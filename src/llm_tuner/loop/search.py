@@ -155,8 +155,8 @@ def _toml(result: Search) -> str:
     if best is None or best.accuracy is None:
         return "# No trial was finished.\n"
     lines = [
-        f"# Trial {best.number}, the best of {len(result.trials)}: {best.accuracy:.3f} of {result.tasks} validation tasks,",
-        "# which were cut out of the training side. The held-out suite took no part.",
+        f"# Trial {best.number}, the best of {len(result.trials)}: {best.accuracy:.3f} of {result.tasks} validation",
+        "# tasks, which were cut out of the training side. The held-out suite took no part.",
         "[sft]",
     ]
     lines += [f"{name} = {_number(value)}" for name, value in best.settings.items() if not name.startswith(KEEP)]

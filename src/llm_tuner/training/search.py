@@ -1,10 +1,10 @@
 """Search: which settings train best. Optuna proposes, a trial is trained and measured, and the best is told.
 
-Not a recipe and not a measurement: how a trial is trained, served and judged is handed in (`evaluate`), so that training
-never reaches a model server. The rule it protects: **the objective never sees a held-out task.** A search that picks the
-best of twelve trials on the held-out suite has tuned on it. So the tasks it is judged by are cut out of the train side
-(`split`); the held-out suite stays closed until the chosen settings are measured as any candidate is. The best trial's
-own accuracy is the best of many, and reads too high for that reason.
+Not a recipe and not a measurement: how a trial is trained, served and judged is handed in (`evaluate`), so that
+training never reaches a model server. The rule it protects: **the objective never sees a held-out task.** A search that
+picks the best of twelve trials on the held-out suite has tuned on it. So the tasks it is judged by are cut out of the
+train side (`split`); the held-out suite stays closed until the chosen settings are measured as any candidate is. The
+best trial's own accuracy is the best of many, and reads too high for that reason.
 
 Pruning goes by the validation loss and not by accuracy: it is there during the training, needs no server, and moves
 smoothly, while accuracy needs an export and a served model, by which time all the work is done. It goes by the median
@@ -91,7 +91,9 @@ def split(tasks: Sequence[Task], share: float = 0.25) -> tuple[tuple[Task, ...],
     """
     for task in tasks:
         if task.side == "held-out":
-            raise DataError(f"Task {task.id} is on the held-out side: a search must not be judged by it, nor train on it.")
+            raise DataError(
+                f"Task {task.id} is on the held-out side: a search must not be judged by it, nor train on it."
+            )
     judged = tuple(task for task in tasks if hash_place("search", " ".join(task.request.split()).casefold()) < share)
     chosen = {id(task) for task in judged}
     trained = tuple(task for task in tasks if id(task) not in chosen)
@@ -116,13 +118,13 @@ def search(
     inputs: Mapping[str, Json] | None = None,
     first: Mapping[str, float] | None = None,
 ) -> Generator[Event, None, Search]:
-    """Runs trials until `trials` of them are done or pruned, and returns all of them. The higher the accuracy the better.
+    """Runs trials until `trials` of them are done or pruned, and returns all of them. A higher accuracy is better.
 
     Everything is kept in `out/study.journal`, so that a search goes on where it was: what a killed process left running
-    is marked failed and its settings are tried again. One process at a time may search in `out`. `first` are settings to
-    begin with. `inputs` are what the accuracy depends on; SetupError when `out` holds the search of others. A trial that
-    raises TrainingError is marked failed, and the third in a row ends the search with that error. Ctrl-C, or closing the
-    generator, keeps what is done.
+    is marked failed and its settings are tried again. One process at a time may search in `out`. `first` are settings
+    to begin with. `inputs` are what the accuracy depends on; SetupError when `out` holds the search of others. A trial
+    that raises TrainingError is marked failed, and the third in a row ends the search with that error. Ctrl-C, or
+    closing the generator, keeps what is done.
     """
     study = _open(out, space, inputs or {}, first, trials)
     failures = 0
@@ -223,7 +225,7 @@ def open_study(out: Path) -> Any:
 
 
 def _mend(journal: Path) -> None:
-    """What a kill in the middle of a write leaves: half a last line, onto which the next would be written, and a lock."""
+    """Removes what a kill in the middle of a write leaves: half a line, to which more would be added, and a lock."""
     journal.with_name(journal.name + ".lock").unlink(missing_ok=True)
     if not journal.exists():
         return
@@ -268,7 +270,7 @@ def _within(first: Mapping[str, float], space: Space) -> dict[str, float]:
 
 
 def _seed(study: optuna.Study, seed: int, trials: int) -> None:
-    """A sampler for the next trial alone. One for the whole search would, after a kill, propose its first trials again."""
+    """A sampler for the next trial alone. One for all would propose its first trials again after a kill."""
     from optuna.samplers import TPESampler
 
     number = int(content_hash([seed, len(study.get_trials(deepcopy=False))])[:8], 16)
