@@ -1,4 +1,4 @@
-"""The search as a step: each trial is trained, merged, served by the runtime, and judged on validation tasks.
+"""The search as a step: each trial is trained, merged, served by the runtime, and judged on judging tasks.
 
 Not the search itself (training/search.py) and no recipe: a trial is `sft` with other settings on part of the rows. The
 rule it protects: the tasks that judge are cut out of the training side. The held-out suite is not even opened here; it
@@ -79,14 +79,14 @@ class _Trying:
     ) -> None:  # fmt: skip
         self._config, self._runtime, self._stock, self._out = config, runtime, stock, out
         self._categories = {task.id: task.category for task in trained}
-        self._suite = Suite(name="validation", tasks=tuple(judged))
+        self._suite = Suite(name="judging", tasks=tuple(judged))
         judging = {task.id for task in judged}
         self.rows = [row for row in rows if row.task_id in self._categories]
         own = sorted((row for row in rows if row.task_id in judging), key=lambda row: row.prompt_ids)
         self._held_out = own[:LOSS_ROWS]
 
     def evaluate(self, settings: Mapping[str, float]) -> Generator[Event, None, float]:
-        """The accuracy (0..1) of what these settings train: validation tasks that are right natively, as served."""
+        """The accuracy (0..1) of what these settings train: judging tasks that are right natively, as served."""
         out = self._out / content_hash(dict(settings))
         out.mkdir(parents=True, exist_ok=True)
         found = out / "report.json"
@@ -145,7 +145,7 @@ def _tell(folder: RunFolder, result: Search) -> None:
         pruned=sum(trial.state == "pruned" for trial in result.trials),
         best=best.model_dump(mode="json", include={"number", "settings", "accuracy"}) if best else None,
         importance=dict(result.importance),
-        validation_tasks=result.tasks,
+        judging_tasks=result.tasks,
     )
 
 
@@ -155,7 +155,7 @@ def _toml(result: Search) -> str:
     if best is None or best.accuracy is None:
         return "# No trial was finished.\n"
     lines = [
-        f"# Trial {best.number}, the best of {len(result.trials)}: {best.accuracy:.3f} of {result.tasks} validation",
+        f"# Trial {best.number}, the best of {len(result.trials)}: {best.accuracy:.3f} of {result.tasks} judging",
         "# tasks, which were cut out of the training side. The held-out suite took no part.",
         "[sft]",
     ]

@@ -68,7 +68,7 @@ def opened(config: Recipe, gguf: Path, out: Path, total: int, start: Path | None
 
 
 def _within_memory(config: Recipe, gguf: Path, device: str) -> Generator[Event, None, Recipe]:
-    """The recipe as `memory` has it. A GPU computes in bfloat16 where nothing else is said; a CPU starts from float32."""
+    """The recipe as `memory` has it. A GPU computes in bfloat16 unless told otherwise, a CPU in float32 if it fits."""
     from llm_tuner.training.memory import derive
 
     if device == "cuda" and config.precision == "auto":

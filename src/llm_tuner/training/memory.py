@@ -61,8 +61,8 @@ class Chosen(Value):
 
 
 class Shape(NamedTuple):
-    """What of a model decides the memory: widths in numbers a token, `adapted` = the sum of (in + out) of all layers that
-    LoRA adapts by name, `dense` the bytes that stay dense if the rest stays in `blocks` bytes."""
+    """What of a model decides the memory. Widths are in numbers a token; `adapted` is the sum of (in + out) over all
+    layers that LoRA adapts; `plain` numbers stay dense where the others stay in `blocks` bytes."""
 
     architecture: str
     layers: int
@@ -105,7 +105,8 @@ def derive(budget: str, gguf: Path, config: Recipe | None = None) -> Chosen:
             )  # fmt: skip
     (_, _, _, tokens), least = min(tried, key=lambda one: one[1].total)
     raise SetupError(
-        f"{gguf.name} cannot be trained in {budget}: at least {_size(least.total)} are needed ({_parts(least, tokens)}). "
+        f"{gguf.name} cannot be trained in {budget}: at least {_size(least.total)} are needed "
+        f"({_parts(least, tokens)}). "
         f'Set memory = "{least.total / 1e9 + 0.05:.1f}GB" or more, or take a smaller base.'
     )
 
@@ -200,15 +201,17 @@ MARGIN = 1.08
 def estimate(shape: Shape, r: int, weights: str, precision: str, checkpointing: bool, pack_tokens: int) -> Estimate:
     """Bytes at the peak of a step over one full pack, or of loading where that takes more.
 
-    Kept for the backward pass of each layer and token are (lean.py, lora.py, attention.py): the inputs of both norms and
-    what they give, queries, keys, values and what attention gives (twice), gate and up, and eight LoRA products. With
-    checkpointing a layer keeps its input, and one layer at a time the rest. On top comes the layer in whose backward
-    pass the gradients are: about five times its inner width. An adapter's number takes 16 bytes: itself, its gradient
-    and two moments in float32.
+    Kept for the backward pass of each layer and token are (lean.py, lora.py, attention.py): the inputs of both norms
+    and what they give, queries, keys, values and what attention gives (twice), gate and up, and eight LoRA products;
+    where weights stay in blocks, lean.py does not help, and the activated gate and its product with up are kept, too.
+    With checkpointing a layer keeps its input, and one layer at a time the rest. On top comes the layer in whose
+    backward pass the gradients are: about five times its inner width. An adapter's number takes 16 bytes: itself, its
+    gradient and two moments in float32.
     """
     size = 4 if precision == "float32" else 2
     held = shape.parameters * size if weights == "dense" else shape.blocks + shape.plain * size + PIECE * (8 - size)
-    layer = 4 * shape.width + 3 * shape.query + 2 * shape.key + 2 * shape.inner + 8 * r
+    gated = 2 if weights == "dense" else 4
+    layer = 4 * shape.width + 3 * shape.query + 2 * shape.key + gated * shape.inner + 8 * r
     layers = shape.layers * shape.width + layer if checkpointing else shape.layers * layer
     working = 5 * shape.inner + 2 * shape.width
     targets = int(pack_tokens * TARGETS)
@@ -241,8 +244,8 @@ def _told(
     where = "in the file's own blocks" if weights == "blocks" else f"dense in {precision}"
     kept = "are computed again in the backward pass" if checkpointing else "are kept for the backward pass"
     return (
-        f"memory {budget}: weights stay {where}, computed is in {precision}, activations {kept}, and {tokens} tokens are "
-        "computed at once.",
-        f"Estimated at the peak: {_size(taken.total)} ({_parts(taken, tokens)}); rows of more than {tokens} tokens take "
-        "more.",
+        f"memory {budget}: weights stay {where}, computed is in {precision}, activations {kept}, and {tokens} tokens "
+        "are computed at once.",
+        f"Estimated at the peak: {_size(taken.total)} ({_parts(taken, tokens)}); rows of more than {tokens} tokens "
+        "take more.",
     )

@@ -6,7 +6,7 @@ picks the best of twelve trials on the held-out suite has tuned on it. So the ta
 train side (`split`); the held-out suite stays closed until the chosen settings are measured as any candidate is. The
 best trial's own accuracy is the best of many, and reads too high for that reason.
 
-Pruning goes by the validation loss and not by accuracy: it is there during the training, needs no server, and moves
+Pruning goes by the loss on judging tasks and not by accuracy: it is there during the training, needs no server, and moves
 smoothly, while accuracy needs an export and a served model, by which time all the work is done. It goes by the median
 and not by Hyperband: a search here has a dozen trials, and Hyperband spreads them over brackets before it may cut any.
 Trials of different length are compared at the same share of their training, since each has its own cosine schedule.
@@ -153,7 +153,7 @@ def search(
 def _try(
     study: optuna.Study, trial: optuna.Trial, settings: Mapping[str, float], evaluate: Evaluate, wanted: int
 ) -> Generator[Event, None, None]:
-    """One trial to its end: done, or pruned by its validation loss."""
+    """One trial to its end: done, or pruned by its loss on judging tasks."""
     from optuna.trial import TrialState
 
     told = f"trial {trial.number}: " + ", ".join(f"{name} {value:.3g}" for name, value in settings.items())
@@ -173,7 +173,7 @@ def _try(
                 trial.report(-float(loss), mark)
                 if mark < MARKS and trial.should_prune():
                     study.tell(trial, state=TrialState.PRUNED)
-                    message = f"trial {trial.number} pruned: validation loss {loss:.3f} is above the median"
+                    message = f"trial {trial.number} pruned: loss on judging tasks {loss:.3f} is above the median"
                     yield Event(step="search", message=message, done=_finished(study), total=wanted, unit="trial")
                     return
     except StopIteration as stop:

@@ -24,7 +24,7 @@ def search(
     """Search rank, alpha, learning rate, epochs and the share of no-call rows for the highest tool accuracy.
 
     Each trial is trained, merged, served, and judged on tasks that are cut out of the training side; the held-out suite
-    is never searched on. Trials whose validation loss lies above the median are stopped early. Ctrl-C keeps what is
+    is never searched on. Trials whose loss on judging tasks lies above the median are stopped early. Ctrl-C keeps what is
     done, and the same command goes on. The best settings are written as best.toml, for llm-tuner train --config.
 
     Example: llm-tuner search --trials 12 --collect last --base qwen2.5-coder:0.5b --json
@@ -54,7 +54,7 @@ def _text(document: dict[str, Any]) -> str:
     lines = [f"{document['trials']} trials, {document['pruned']} of them pruned"]
     if best:
         lines.append(
-            f"best: trial {best['number']}, {best['accuracy']:.3f} of {document['validation_tasks']} validation tasks"
+            f"best: trial {best['number']}, {best['accuracy']:.3f} of {document['judging_tasks']} judging tasks"
         )
         lines += [f"  {name}: {value:.4g}" for name, value in best["settings"].items()]
     lines += [f"{name} matters {share:.0%}" for name, share in document["importance"].items()]
