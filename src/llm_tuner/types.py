@@ -441,8 +441,8 @@ class Report(Value):
 
 
 class Trial(Value):
-    """One try of a search. `settings` are what was tried; `losses` (share of the training done, loss on judging tasks) came
-    on the way; `accuracy` is the share of judging tasks answered right, None unless it finished; `why` says what
+    """One try of a search. `settings` are what was tried; `losses` (share of the training done, loss on judging tasks)
+    came on the way; `accuracy` is the share of judging tasks answered right, None unless it finished; `why` says what
     failed."""
 
     number: int

@@ -6,9 +6,9 @@ picks the best of twelve trials on the held-out suite has tuned on it. So the ta
 train side (`split`); the held-out suite stays closed until the chosen settings are measured as any candidate is. The
 best trial's own accuracy is the best of many, and reads too high for that reason.
 
-Pruning goes by the loss on judging tasks and not by accuracy: it is there during the training, needs no server, and moves
-smoothly, while accuracy needs an export and a served model, by which time all the work is done. It goes by the median
-and not by Hyperband: a search here has a dozen trials, and Hyperband spreads them over brackets before it may cut any.
+Pruning goes by the loss on judging tasks and not by accuracy: it is there during the training, needs no server, and
+moves smoothly, while accuracy needs an export and a served model, by which time all the work is done. It goes by the
+median and not by Hyperband: a search here has a dozen trials, and Hyperband spreads them over brackets before it may cut any.
 Trials of different length are compared at the same share of their training, since each has its own cosine schedule.
 """
 

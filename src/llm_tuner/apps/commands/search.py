@@ -24,8 +24,8 @@ def search(
     """Search rank, alpha, learning rate, epochs and the share of no-call rows for the highest tool accuracy.
 
     Each trial is trained, merged, served, and judged on tasks that are cut out of the training side; the held-out suite
-    is never searched on. Trials whose loss on judging tasks lies above the median are stopped early. Ctrl-C keeps what is
-    done, and the same command goes on. The best settings are written as best.toml, for llm-tuner train --config.
+    is never searched on. Trials whose loss on judging tasks lies above the median are stopped early. Ctrl-C keeps what
+    is done, and the same command goes on. The best settings are written as best.toml, for llm-tuner train --config.
 
     Example: llm-tuner search --trials 12 --collect last --base qwen2.5-coder:0.5b --json
     """
