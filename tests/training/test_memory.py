@@ -70,6 +70,8 @@ def test_what_was_asked_for_stays(tiny_gguf):
     for size in ("1GB", "1.5GB", "8GB"):
         assert derive(size, gguf, Recipe(precision="bfloat16")).precision == "bfloat16"
         assert derive(size, gguf, Recipe(pack_tokens=1024)).pack_tokens <= 1024
+        assert derive(size, gguf, Recipe(weights="blocks")).weights == "blocks"
+        assert derive(size, gguf, Recipe(gradient_checkpointing=True)).gradient_checkpointing
         assert derive(size, gguf, Recipe(variant="dora")).weights == "dense"
     assert derive("1GB", gguf, Recipe(variant="pissa")).precision == "float32"
     assert derive("8GB", gguf, Recipe(r=64)).estimate.adapter == 4 * derive("8GB", gguf).estimate.adapter
@@ -123,3 +125,12 @@ def test_training_takes_the_derived_settings_tells_them_and_goes_on_with_them(ti
         metrics = end.value
     assert f"going on after step {event.done:.0f}" in resumed
     assert metrics["pack_tokens"] == chosen.pack_tokens
+
+
+def test_what_the_estimate_knows_of_other_modules_is_still_so():
+    pytest.importorskip("torch")
+    from llm_tuner.training import blocks, loss, memory
+
+    assert memory.IN_BLOCKS == blocks.ARCHITECTURES
+    assert memory.PIECE == blocks.PIECE
+    assert memory.CHUNK == loss.CHUNK

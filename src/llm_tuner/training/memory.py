@@ -115,7 +115,8 @@ Settings = tuple[Literal["dense", "blocks"], Literal["float32", "bfloat16"], boo
 
 
 def _settings(shape: Shape, config: Recipe) -> Iterator[Settings]:
-    """All that may be chosen, the best first. What a variant of LoRA cannot do is left out."""
+    """All that may be chosen, the best first: what the recipe already does to save memory stays, what its variant of
+    LoRA cannot do is left out."""
     plain = config.variant in ("lora", "rslora")
     for weights, checkpointing, precision, tokens in product(
         ("dense", "blocks"), (False, True), ("float32", "bfloat16"), PACKS
@@ -125,6 +126,8 @@ def _settings(shape: Shape, config: Recipe) -> Iterator[Settings]:
         if config.precision not in ("auto", precision) or (precision == "bfloat16" and config.variant == "pissa"):
             continue
         if tokens > max(config.pack_tokens, PACKS[-1]):
+            continue
+        if (config.weights == "blocks" and weights == "dense") or (config.gradient_checkpointing and not checkpointing):
             continue
         yield weights, precision, checkpointing, tokens  # type: ignore[misc]
 

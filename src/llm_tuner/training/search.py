@@ -8,8 +8,9 @@ best trial's own accuracy is the best of many, and reads too high for that reaso
 
 Pruning goes by the loss on judging tasks and not by accuracy: it is there during the training, needs no server, and
 moves smoothly, while accuracy needs an export and a served model, by which time all the work is done. It goes by the
-median and not by Hyperband: a search here has a dozen trials, and Hyperband spreads them over brackets before it may cut any.
-Trials of different length are compared at the same share of their training, since each has its own cosine schedule.
+median and not by Hyperband: a search here has a dozen trials, and Hyperband spreads them over brackets before it may
+cut any. Trials of different length are compared at the same share of their training, since each has its own cosine
+schedule.
 """
 
 from __future__ import annotations
