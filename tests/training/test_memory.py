@@ -55,7 +55,7 @@ def test_more_memory_is_never_slower_and_what_is_chosen_fits(tiny_gguf):
 def test_blocks_and_checkpointing_are_what_brings_a_big_model_into_a_small_machine():
     """Llama 3 8B in Q4_K_M: 32 layers, keys of 8 heads of 128."""
     blocks = int(4.9e9)
-    eight = Shape("llama", 32, 4096, 4096, 1024, 14336, 128256, 8_030_000_000, 2_621_440, 266_240, blocks)
+    eight = Shape("llama", 32, 4096, 4096, 1024, 14336, 128256, 8_030_000_000, 2_621_440, 266_240, blocks, 525_336_576)
     dense = estimate(eight, 16, "dense", "bfloat16", True, 512)
     light = estimate(eight, 16, "blocks", "bfloat16", True, 512)
     assert dense.weights > 16e9

@@ -62,7 +62,7 @@ class Chosen(Value):
 
 class Shape(NamedTuple):
     """What of a model decides the memory. Widths are in numbers a token; `adapted` is the sum of (in + out) over all
-    layers that LoRA adapts; `plain` numbers stay dense where the others stay in `blocks` bytes."""
+    layers that LoRA adapts; `plain` numbers stay dense where the others stay in `blocks` bytes; `largest` is the biggest tensor."""
 
     architecture: str
     layers: int
@@ -75,6 +75,7 @@ class Shape(NamedTuple):
     adapted: int
     plain: int
     blocks: int
+    largest: int
 
 
 def parsed(budget: str) -> int:
@@ -165,6 +166,7 @@ def read_shape(gguf: Path, targets: tuple[str, ...]) -> Shape:
         key=(field("attention.head_count_kv") or heads) * head, inner=inner, vocabulary=vocabulary,
         parameters=sum(int(t.n_elements) for t in tensors.values()), adapted=adapted,
         plain=sum(int(t.n_elements) for t in dense), blocks=sum(int(t.n_bytes) for t in in_blocks),
+        largest=max(int(t.n_elements) for t in tensors.values()),
     )  # fmt: skip
 
 
@@ -188,8 +190,9 @@ TARGETS = 0.25
 """Share of a pack's tokens whose logits are computed. Tool calls behind a shared catalogue are fewer; rows of long
 answers behind short prompts are more, and then this part is bigger."""
 
-TOKEN_IN_LOADING = 4_000
-"""Bytes that an entry of the vocabulary takes while the file is read (Python objects, given back afterwards)."""
+TOKEN_IN_LOADING = 2_800
+"""Bytes that an entry of the vocabulary takes while the file is read (Python objects, given back afterwards). At that
+time the pages of the file are in memory, too, and the biggest tensor in float32."""
 
 PIECE = 1 << 23
 """Weights that are unpacked at a time where they stay in blocks (blocks.py)."""
@@ -221,7 +224,7 @@ def estimate(shape: Shape, r: int, weights: str, precision: str, checkpointing: 
     adapter = 16 * r * shape.adapted
     activations = (layers + working) * size * pack_tokens
     logits = shape.vocabulary * (targets * size + CHUNK * 4)
-    loading = shape.parameters // 2 + shape.vocabulary * TOKEN_IN_LOADING
+    loading = shape.blocks + shape.plain * 4 + shape.largest * 4 + shape.vocabulary * TOKEN_IN_LOADING
     more = max(0, loading - adapter - activations - logits)
     return Estimate(
         weights=int(held * MARGIN), adapter=adapter, activations=int(activations * MARGIN),
