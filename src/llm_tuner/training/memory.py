@@ -62,7 +62,8 @@ class Chosen(Value):
 
 class Shape(NamedTuple):
     """What of a model decides the memory. Widths are in numbers a token; `adapted` is the sum of (in + out) over all
-    layers that LoRA adapts; `plain` numbers stay dense where the others stay in `blocks` bytes; `largest` is the biggest tensor."""
+    layers that LoRA adapts; `plain` numbers stay dense where the others stay in `blocks` bytes; `largest` is that of
+    the tensors with the most."""
 
     architecture: str
     layers: int
