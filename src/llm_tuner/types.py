@@ -440,6 +440,31 @@ class Report(Value):
     perplexity: Perplexity | None = Field(default=None, exclude_if=operator.not_)
 
 
+class Trial(Value):
+    """One try of a search. `settings` are what was tried; `losses` (share of the training done, loss on judging tasks)
+    came on the way; `accuracy` is the share of judging tasks answered right, None unless it finished; `why` says what
+    failed."""
+
+    number: int
+    settings: dict[str, float]
+    state: Literal["done", "pruned", "failed", "running"]
+    accuracy: float | None = None
+    losses: tuple[tuple[float, float], ...] = ()
+    seconds: float = 0.0
+    why: str = ""
+
+
+class Search(Value):
+    """What a search found. `best` is the number of the best finished trial; `importance` says how much of the
+    accuracy's spread goes back to each setting (sums to 1; empty while there are too few trials to tell)."""
+
+    trials: tuple[Trial, ...]
+    best: int | None = None
+    importance: dict[str, float] = Field(default_factory=dict)
+    tasks: int = 0
+    rows: int = 0
+
+
 class Check(Value):
     """One rule of the gate, and what it saw."""
 

@@ -10,7 +10,7 @@ import time
 import pytest
 
 COMMANDS = [
-    "demo", "tune", "train", "export", "rollback", "status", "doctor",
+    "demo", "tune", "train", "search", "export", "rollback", "status", "doctor",
     "models list", "models pull", "models rm", "models versions", "models promote", "models rollback",
     "tools list", "tools call", "data collect", "data show", "data import", "data export",
     "data check", "data card", "eval suite", "eval score", "eval bfcl", "eval compare", "eval latency", "eval general",
@@ -86,6 +86,7 @@ BAD = [
     ("nothing to compare", ["eval", "compare", "none", "last"], 30, 'evaluate run "none" (runs found: none)'),
     ("latency of no requests at a time", ["eval", "latency", "--concurrency", "1,x"], 4, 'found "1,x"'),
     ("no collect run", ["train"], 30, 'No collect run "last" (found: none)'),
+    ("nothing to search on", ["search"], 30, 'No collect run "last" (found: none)'),
     ("no such method", ["train", "--method", "ppo"], 4, 'No method "ppo". Choose sft, dpo, grpo.'),
     ("no such file of answers", ["eval", "score", "none.jsonl"], 30, "none.jsonl"),
     ("no such category", ["eval", "score", os.devnull, "--categories", "simple"], 4, "simple_python"),

@@ -10,7 +10,18 @@ import pytest
 from llm_tuner.evaluation.details import details
 from llm_tuner.evaluation.intervals import METRICS, rate
 from llm_tuner.evaluation.measure import tally
-from llm_tuner.evaluation.render import LATENCIES, RATES, TOKENS, Failure, failures, to_html, to_markdown, write
+from llm_tuner.evaluation.render import (
+    LATENCIES,
+    RATES,
+    TOKENS,
+    Failure,
+    failures,
+    search_to_html,
+    search_to_markdown,
+    to_html,
+    to_markdown,
+    write,
+)
 from llm_tuner.evaluation.wording import WORDS
 from llm_tuner.scoring import gold_attempt, score
 from llm_tuner.store.suite import Suite
@@ -24,10 +35,12 @@ from llm_tuner.types import (
     Message,
     NoCall,
     Report,
+    Search,
     Task,
     Timing,
     ToolCall,
     ToolSpec,
+    Trial,
     Usage,
 )
 from pages import NASTY, Page
@@ -202,3 +215,38 @@ def test_write(tmp_path: Path) -> None:
     paths = write(tmp_path / "r", AFTER)
     assert [path.name for path in paths] == ["report.json", "report.md", "report.html"]
     assert Report.model_validate_json(paths[0].read_text(encoding="utf-8")) == AFTER
+
+
+def test_a_search_is_drawn_in_both_languages_and_what_failed_is_shown_as_text() -> None:
+    def trial(number: int, accuracy: float | None, state: str = "done", **more: object) -> Trial:
+        settings = {"r": 8.0 + number, "learning_rate": 1e-4}
+        return Trial.model_validate(
+            {"number": number, "settings": settings, "state": state, "accuracy": accuracy, **more}
+        )
+
+    search = Search(
+        trials=(
+            trial(0, 0.5, losses=((1.0, 0.25),)),
+            trial(1, None, "pruned"),
+            trial(2, 0.75),
+            trial(3, None, "failed", why="<script>alert(1)</script>"),
+        ),
+        best=2,
+        importance={"learning_rate": 0.75, "r": 0.25},
+        tasks=40,
+    )
+    for language in ("en", "ja"):
+        page, text = search_to_html(search, language), search_to_markdown(search, language)
+        assert page.count("<circle") == 4
+        assert page.count('<rect class="bin"') == 2
+        assert 'width="375.0"' in page  # 0.75 of 500
+        assert "<script" not in page + text
+        assert "0.750" in page
+        assert "0.750" in text
+        rows = [line for line in text.splitlines() if line.startswith("|")]
+        assert len(rows) == 6
+        assert len({line.count("|") for line in rows}) == 1
+    assert WORDS["ja"]["state_pruned"] in search_to_html(search, "ja")
+    empty = search_to_html(Search(trials=(trial(0, None, "failed"),)))
+    assert WORDS["en"]["no_trial"] in empty
+    assert "<svg" not in empty

@@ -23,6 +23,7 @@ from llm_tuner.apps.commands import (
     general,
     latency,
     models,
+    search,
     tools,
     train,
     tune,
@@ -44,6 +45,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(tools.app, name="tools")
 app.add_typer(data.app, name="data")
 app.command("train")(train.train)
+app.command("search")(search.search)
 app.command("export")(export.export)
 evaluate.app.command("compare")(compare.compare)
 evaluate.app.command("latency")(latency.latency)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from llm_tuner.evaluation.counts import BROKEN, NO_ANSWER, NOTHING, SEVERAL, UNKNOWN
 from llm_tuner.evaluation.details import Bar
-from llm_tuner.types import Report
+from llm_tuner.types import Report, Search, Trial
 
 if TYPE_CHECKING:
     from llm_tuner.evaluation.compare import Change
@@ -182,3 +182,49 @@ def spreads(loads: Sequence[Load], of: Literal["first_token", "total"]) -> Sprea
     ]
     ticks = [(160.0 + 125.0 * part, number(most * part / 4)) for part in range(5)]
     return Spreads(rows, ticks, 26 * len(rows) + 24)
+
+
+class Dot(NamedTuple):
+    """A trial in the picture's coordinates; one without an accuracy lies on the axis."""
+
+    x: float
+    y: float
+    trial: Trial
+
+
+class Trials(NamedTuple):
+    """The trials in their order from the left, the accuracy from `low` to `high` upwards; `best` goes from trial to
+    trial through the best so far (x, y)."""
+
+    dots: list[Dot]
+    best: list[tuple[float, float]]
+    low: float
+    high: float
+
+
+def tried(search: Search) -> Trials | None:
+    """The picture of a search; None where no trial was finished."""
+    known = [trial.accuracy for trial in search.trials if trial.accuracy is not None]
+    if not known:
+        return None
+    low, high = min(known), max(known)
+    step = 730 / max(1, len(search.trials) - 1)
+
+    def y(accuracy: float) -> float:
+        return 20 + 160 * (high - accuracy) / ((high - low) or 1)
+
+    dots = [
+        Dot(70 + step * place, 200.0 if trial.accuracy is None else y(trial.accuracy), trial)
+        for place, trial in enumerate(search.trials)
+    ]
+    best: list[tuple[float, float]] = []
+    for dot in dots:
+        if dot.trial.accuracy is not None:
+            best.append((dot.x, min(dot.y, best[-1][1]) if best else dot.y))
+    return Trials(dots, best, low, high)
+
+
+def weighed(importance: dict[str, float]) -> list[tuple[int, str, float, float]]:
+    """Bars of what the settings matter, the most first: (y, name, width, share)."""
+    rows = sorted(importance.items(), key=lambda item: -item[1])
+    return [(26 * place, name, 500 * share, share) for place, (name, share) in enumerate(rows)]

@@ -15,14 +15,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from llm_tuner.evaluation.details import Details, calls_text, expected
-from llm_tuner.evaluation.figures import Curve, bars, confusion_table, differences, number, plotted, points, spreads
+from llm_tuner.evaluation.figures import (
+    Curve,
+    bars,
+    confusion_table,
+    differences,
+    number,
+    plotted,
+    points,
+    spreads,
+    tried,
+    weighed,
+)
 from llm_tuner.evaluation.intervals import Metric, Paired, paired
 from llm_tuner.evaluation.summary import summary
 from llm_tuner.evaluation.wording import WORDS, Language
 from llm_tuner.scoring import answer, made_calls
 from llm_tuner.store import write_atomic
 from llm_tuner.store.suite import Suite
-from llm_tuner.types import Attempt, DataError, Decision, Rate, Report, Value
+from llm_tuner.types import Attempt, DataError, Decision, Rate, Report, Search, Value
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -170,6 +181,26 @@ def write_latency(folder: Path, report: LatencyReport, language: Language = "en"
     return _written(folder, texts)
 
 
+def search_to_markdown(search: Search, language: Language = "en") -> str:
+    """The trials of a search and what its settings matter, as GitHub-flavoured Markdown."""
+    return _template("search.md").render(_search_page(search, language))
+
+
+def search_to_html(search: Search, language: Language = "en") -> str:
+    """The same as one self-contained page, with the trials and the importances drawn."""
+    return _template("search.html").render(_search_page(search, language))
+
+
+def write_search(folder: Path, search: Search) -> tuple[Path, ...]:
+    """Write search.json, and search.md and search.html in both languages, into the folder; return their paths."""
+    texts = {"search.json": search.model_dump_json(indent=1) + "\n"}
+    languages: tuple[tuple[Language, str], ...] = (("en", "search"), ("ja", "search.ja"))
+    for language, name in languages:
+        texts[f"{name}.md"] = search_to_markdown(search, language)
+        texts[f"{name}.html"] = search_to_html(search, language)
+    return _written(folder, texts)
+
+
 def _written(folder: Path, texts: dict[str, str]) -> tuple[Path, ...]:
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
@@ -294,6 +325,21 @@ def _latency_page(report: LatencyReport, language: Language) -> dict[str, Any]:
         "r": report,
         "served": ", ".join(filter(None, (weights, report.quantisation))),
         "pictures": [(label, picture) for label, picture in pictures if picture is not None],
+    }
+
+
+def _search_page(search: Search, language: Language) -> dict[str, Any]:
+    words = WORDS[language]
+    names = dict.fromkeys(name for trial in search.trials for name in trial.settings)
+    return {
+        "t": words,
+        "language": language,
+        "page_title": words["search_title"],
+        "s": search,
+        "best": next((trial for trial in search.trials if trial.number == search.best), None),
+        "names": list(names),
+        "picture": tried(search),
+        "weighed": weighed(search.importance),
     }
 
 

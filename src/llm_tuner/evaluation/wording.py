@@ -147,6 +147,26 @@ WORDS: dict[Language, dict[str, str]] = {
         "latency_note": "Three numbers: the median, and what 95 and 99 of 100 requests do not exceed, in milliseconds "
         "seen from the client. Cold: the prompt begins as none before; warm: its beginning was just read.",
         "target_note": "milliseconds, the median of warm, single requests on a GPU",
+        "search_title": "Settings, searched",
+        "search_note": "Accuracy: the share of judging tasks that are right natively, as served. These tasks were "
+        "cut out of the training side; the held-out suite took no part. The best of many trials reads too high: "
+        "measure what is trained with these settings on the held-out suite.",
+        "trials": "Trials",
+        "trial": "trial",
+        "state": "state",
+        "accuracy": "accuracy",
+        "validation_loss": "loss on judging tasks",
+        "seconds": "s",
+        "best_trial": "Best",
+        "no_trial": "No trial was finished.",
+        "importance": "What the settings matter",
+        "importance_note": "Shares of the accuracy's spread (PED-ANOVA, Watanabe et al. 2023); of few trials a rough "
+        "guess.",
+        "of_tasks": "judging tasks",
+        "state_done": "done",
+        "state_pruned": "pruned",
+        "state_failed": "failed",
+        "state_running": "running",
     },
     "ja": {
         "summary": "{model} は、ここで動いている状態で、{parts}。",
@@ -287,5 +307,25 @@ WORDS: dict[Language, dict[str, str]] = {
         "latency_note": "三つの数は、中央値、および100件中95件・99件が超えない値です（クライアント側で測ったミリ秒）。"
         "コールドは先頭が初めてのプロンプト、ウォームは先頭を読み込んだ直後のプロンプトです。",
         "target_note": "ミリ秒（GPU上、ウォーム、1件ずつの中央値）",
+        "search_title": "設定の探索結果",
+        "search_note": "正解率は、配信した状態で判定用の課題を呼び出しとして正しく答えた割合です。"
+        "判定用の課題は訓練側から取り分けたもので、held-outの課題は使っていません。多くの試行の最良値は高めに出ます。この設定で訓練したモデルを"
+        "held-outの課題で測ってください。",
+        "trials": "試行",
+        "trial": "番号",
+        "state": "状態",
+        "accuracy": "正解率",
+        "validation_loss": "判定用の課題の損失",
+        "seconds": "秒",
+        "best_trial": "最良",
+        "no_trial": "完了した試行はありません。",
+        "importance": "設定の重要度",
+        "importance_note": "正解率のばらつきに占める割合です（PED-ANOVA、Watanabe et al. 2023）。"
+        "試行が少ないうちは目安です。",
+        "of_tasks": "判定用の課題",
+        "state_done": "完了",
+        "state_pruned": "打ち切り",
+        "state_failed": "失敗",
+        "state_running": "実行中",
     },
 }

@@ -39,7 +39,8 @@ from llm_tuner.training.dpo import DPO
 from llm_tuner.training.export import adapter_gguf, merge
 from llm_tuner.training.grpo import GRPO
 from llm_tuner.training.launch import Job, launched
-from llm_tuner.training.rows import read_rows
+from llm_tuner.training.rows import mixed, read_rows
+from llm_tuner.training.search import Space
 from llm_tuner.training.sft import SFT, Curve, sft
 from llm_tuner.types import (
     Attempt,
@@ -82,7 +83,8 @@ class Tune(Value):
     `pairing`, `dpo`, `grpo` are of what comes after a first training (feedback.py). An answer in a rollout has
     `answer_tokens` tokens at most; `groups_at_a_time` groups are asked at once where no prompt can be forked. With
     `rollouts_url` a vLLM server there, which serves the same base, is asked instead of the runtime. SFT and DPO run in
-    `processes` processes on this machine.
+    `processes` processes on this machine. `keep`: by category, the share of the training tasks that sft trains on (all
+    where none is named). `search`: between what to search.
 
     A table given in part (`{"sft": {"epochs": 2}}`) changes this class's default of it, not the table's own: a round of
     a few hundred rows wants smaller steps and a higher rate than SFT's defaults (docs/log.md, 2026-11-23)."""
@@ -105,14 +107,17 @@ class Tune(Value):
     groups_at_a_time: int = Field(2, ge=1)
     rollouts_url: str = ""
     processes: int = Field(1, ge=1)
+    keep: dict[str, float] = Field(default_factory=dict)
+    search: Space = Space()
 
     @model_validator(mode="before")
     @classmethod
     def _tables_in_part(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        tables = {name: value for name, value in data.items() if isinstance(value, dict) and name in cls.model_fields}
-        return data | {name: cls.model_fields[name].default.model_dump() | table for name, table in tables.items()}
+        defaults = {name: field.default for name, field in cls.model_fields.items() if isinstance(field.default, Value)}
+        tables = {name: value for name, value in data.items() if isinstance(value, dict) and name in defaults}
+        return data | {name: defaults[name].model_dump() | table for name, table in tables.items()}
 
 
 class Outcome(Value):
@@ -330,6 +335,8 @@ def train_step(
     if start is not None:
         inputs["start"] = start.id
     key: dict[str, Json] = config.sft.model_dump(mode="json")
+    if config.keep:
+        key["keep"] = dict(config.keep)
     done = store.find("train", key, inputs)
     if done is not None:
         yield Event(step="train", message=f"reusing {done.id}", data={"reused": done.id})
@@ -340,14 +347,16 @@ def train_step(
             yield from render_rows(store, runtime, stock, collected, rows_file)
         if not (folder.path / "adapter").exists():
             adapter = store.folder(start) / "adapter" if start is not None else None
+            rows = mixed(read_rows(rows_file), _categories(store, collected), config.keep)
             if config.processes > 1:
+                write_jsonl(folder.path / "trained-rows.jsonl", rows)
                 job = Job(
-                    recipe="sft", config=config.sft.model_dump(mode="json"), gguf=stock.gguf, rows=rows_file,
-                    out=folder.path, start=adapter,
+                    recipe="sft", config=config.sft.model_dump(mode="json"), gguf=stock.gguf,
+                    rows=folder.path / "trained-rows.jsonl", out=folder.path, start=adapter,
                 )  # fmt: skip
                 yield from launched(job, config.processes)
             else:
-                yield from sft(config.sft, stock.gguf, read_rows(rows_file), folder.path, start=adapter)
+                yield from sft(config.sft, stock.gguf, rows, folder.path, start=adapter)
         folder.metrics.update(read_json(folder.path / "metrics.json"))
         yield from export(stock.gguf, folder.path)
         folder.outputs.update(
@@ -368,6 +377,11 @@ def render_rows(
     with runtime.open(stock) as model:
         rows = yield from build_rows(tasks, attempts, model, indistinct_tokens(stock.gguf))
     write_jsonl(out, rows)
+
+
+def _categories(store: Store, collected: Run) -> dict[str, str]:
+    suite = load_suite(store.folder(collected) / collected.outputs["train"])
+    return {task.id: task.category for task in suite.tasks}
 
 
 def export(base: Path, folder: Path) -> Generator[Event, None, str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_tuner.store import write_atomic
-from llm_tuner.training.base import choose_precision, give_memory_back, load_base, require_torch
+from llm_tuner.training.base import choose_precision, give_memory_back, load_base, map_large_tensors, require_torch
 from llm_tuner.training.packing import Unit, plan, without_too_long
 from llm_tuner.training.recipe import Recipe
 from llm_tuner.types import EmptyData, Event, TrainingInterrupted
@@ -48,6 +48,8 @@ def opened(config: Recipe, gguf: Path, out: Path, total: int, start: Path | None
     from llm_tuner.training.lora import with_lora
 
     world = devices.world()
+    if config.memory:
+        config = yield from _within_memory(config, gguf, world.device.type)
     dtype = choose_precision(config.precision)
     yield Event(step="train", message=f"loading {gguf.name} to train in {str(dtype).removeprefix('torch.')}")
     set_seed(config.seed)
@@ -63,6 +65,20 @@ def opened(config: Recipe, gguf: Path, out: Path, total: int, start: Path | None
     if learner.resumed:
         yield Event(step="train", message=f"going on after step {learner.resumed}", done=learner.resumed, total=total)
     return learner
+
+
+def _within_memory(config: Recipe, gguf: Path, device: str) -> Generator[Event, None, Recipe]:
+    """The recipe as `memory` has it. A GPU computes in bfloat16 unless told otherwise, a CPU in float32 if it fits."""
+    from llm_tuner.training.memory import derive
+
+    if device == "cuda" and config.precision == "auto":
+        config = config.model_copy(update={"precision": "bfloat16"})
+    chosen = derive(config.memory, gguf, config)
+    for sentence in chosen.sentences:
+        yield Event(step="train", message=sentence, data={"estimate": chosen.estimate.model_dump()})
+    map_large_tensors()
+    applied: Recipe = chosen.applied(config)
+    return applied
 
 
 def course(

@@ -26,7 +26,9 @@ class Recipe(Value):
     float32 only). `loraplus` is the learning rate of B over that of A (LoRA+, Hayou et al. 2024).
     `weights`: "blocks" keeps the base in the GGUF's own 4 to 8 bits and unpacks what it needs (blocks.py): the memory
     of QLoRA, with the very weights that are served. `patience`: training stops when that many measurements of the
-    held-out loss in a row, `evaluate_every` steps apart, were no better; the best adapter is kept. 0: never.
+    held-out loss in a row, `evaluate_every` steps apart, were no better; the best adapter is kept. 0: never. `memory`:
+    what training may take, such as "8GB"; `weights`, `precision`, `gradient_checkpointing` and `pack_tokens` are then
+    derived from it (memory.py). "": they are as they stand here.
     """
 
     r: int = Field(16, ge=1)
@@ -47,6 +49,7 @@ class Recipe(Value):
     precision: Precision = "auto"
     weights: Literal["dense", "blocks"] = "dense"
     gradient_checkpointing: bool = False
+    memory: str = ""
     checkpoint_every: int = Field(10, ge=1)
     evaluate_every: int = Field(10, ge=1)
     patience: int = Field(0, ge=0)

@@ -45,6 +45,7 @@ def train(
     learning_rate: Annotated[float | None, typer.Option(min=0.0)] = None,
     r: Annotated[int | None, typer.Option(min=1, help="LoRA rank.")] = None,
     alpha: Annotated[int | None, typer.Option(min=1, help="LoRA alpha.")] = None,
+    memory: Annotated[str | None, typer.Option(help='What training may take, such as "8GB".')] = None,
     seed: Annotated[int | None, typer.Option()] = None,
     processes: Annotated[
         int | None, typer.Option(min=1, help="sft and dpo: processes on this machine, one for each GPU.")
@@ -75,7 +76,7 @@ def train(
     collected = loop.find_run(store, "collect", collect)
     recipe: dict[str, Any] = {
         "epochs": epochs, "iterations": iterations, "tasks": tasks, "group": group, "turns": turns, "beta": beta,
-        "learning_rate": learning_rate, "r": r, "alpha": alpha, "seed": seed,
+        "learning_rate": learning_rate, "r": r, "alpha": alpha, "seed": seed, "memory": memory,
     }  # fmt: skip
     if own is not None and method != "dpo":
         raise SetupError("--own is of dpo alone: in it the model tries tasks before there are pairs.")
