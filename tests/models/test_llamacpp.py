@@ -276,7 +276,7 @@ def test_log_probabilities_are_those_of_the_models_own_distribution(smol_gguf):
 @pytest.mark.weights
 def test_log_probabilities_of_what_does_not_fit_are_refused(smol_gguf):
     with Embedded(smol_gguf, context=256) as embedded, pytest.raises(ModelError, match="context of 256"):
-        embedded._log_probability(embedded.tokenize("word " * 300), 1)
+        embedded.predict(embedded.tokenize("word " * 300), [1])
 
 
 @pytest.mark.weights

@@ -39,18 +39,11 @@ class _Product(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, x: Any, layer: BlockLinear) -> Any:
         ctx.layer = layer
-        out = x.new_empty(len(x), layer.out_features)
-        for start, weight in layer.pieces(x.dtype):
-            torch.mm(x, weight.T, out=out[:, start : start + len(weight)])
-        return out
+        return layer.product(x)
 
     @staticmethod
     def backward(ctx: Any, *outer: Any) -> Any:
-        (gradient,) = outer
-        back = gradient.new_zeros(len(gradient), ctx.layer.in_features)
-        for start, weight in ctx.layer.pieces(gradient.dtype):
-            back.addmm_(gradient[:, start : start + len(weight)], weight)
-        return back, None
+        return ctx.layer.product_back(outer[0]), None
 
 
 class BlockLinear(nn.Linear):  # type: ignore[misc]
@@ -70,6 +63,20 @@ class BlockLinear(nn.Linear):  # type: ignore[misc]
         if self.bias is not None:
             out = out + self.bias
         return out.reshape(*x.shape[:-1], self.out_features)
+
+    def product(self, x: Any) -> Any:
+        """x (n, in) W^T, without the bias and without autograd."""
+        out = x.new_empty(len(x), self.out_features)
+        for start, weight in self.pieces(x.dtype):
+            torch.mm(x, weight.T, out=out[:, start : start + len(weight)])
+        return out
+
+    def product_back(self, slope: Any) -> Any:
+        """slope (n, out) W."""
+        back = slope.new_zeros(len(slope), self.in_features)
+        for start, weight in self.pieces(slope.dtype):
+            back.addmm_(slope[:, start : start + len(weight)], weight)
+        return back
 
     def pieces(self, dtype: Any) -> Iterator[tuple[int, Any]]:
         """(first row, rows of the weight in `dtype`), over all rows. A piece is overwritten by the next one."""

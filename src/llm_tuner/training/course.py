@@ -109,7 +109,8 @@ def kept(learner: Learner) -> Iterator[None]:
 def finish(learner: Learner, extra: dict[str, Any]) -> dict[str, Any]:
     """Writes the adapter and the metrics, and gives the model's memory back: it is measured in another process."""
     curve, config = learner.curve, learner.config
-    base = next(weight for weight in learner.model.parameters() if not weight.requires_grad)
+    frozen = (weight for weight in learner.model.parameters() if not weight.requires_grad)
+    base = next(weight for weight in frozen if weight.is_floating_point())
     metrics = {
         **extra,
         "steps": learner.done,

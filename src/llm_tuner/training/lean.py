@@ -13,29 +13,29 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from llm_tuner.training.lora import ADAPTER
+from llm_tuner.training.lora import ADAPTER, back_through, through
 
 
 class _GatedDown(torch.autograd.Function):  # type: ignore[misc]
-    """act(gate) * up -> W, bias, A, B as in lora._Linear. gate and up (n, inner) -> (n, out)."""
+    """act(gate) * up -> base, A, B as in lora._Linear. gate and up (n, inner) -> (n, out)."""
 
     @staticmethod
-    def forward(ctx: Any, gate: Any, up: Any, act: Any, weight: Any, bias: Any, a: Any, b: Any, scale: float) -> Any:
+    def forward(ctx: Any, gate: Any, up: Any, act: Any, base: Any, a: Any, b: Any, scale: float) -> Any:
         a, b = a.to(gate.dtype), b.to(gate.dtype)
         inner = act(gate).mul_(up)
         narrow = inner @ a.T
-        out = inner @ weight.T if bias is None else torch.addmm(bias, inner, weight.T)
+        out = through(base, inner)
         out.addmm_(narrow, b.T, alpha=scale)
-        ctx.save_for_backward(gate, up, weight, a, b, narrow)
-        ctx.act, ctx.scale = act, scale
+        ctx.save_for_backward(gate, up, a, b, narrow)
+        ctx.act, ctx.base, ctx.scale = act, base, scale
         return out
 
     @staticmethod
     def backward(ctx: Any, *outer: Any) -> Any:
-        gate, up, weight, a, b, narrow = ctx.saved_tensors
+        gate, up, a, b, narrow = ctx.saved_tensors
         g = outer[0]
         down = g @ b * ctx.scale
-        slope = g @ weight
+        slope = back_through(ctx.base, g)
         slope.addmm_(down, a)
         with torch.enable_grad():
             gate = gate.detach().requires_grad_()
@@ -45,7 +45,7 @@ class _GatedDown(torch.autograd.Function):  # type: ignore[misc]
             slope_up = slope * activated
             slope.mul_(up)
         (slope_gate,) = torch.autograd.grad(activated, gate, slope)
-        return slope_gate, slope_up, None, None, None, slope_a, (g.T @ narrow * ctx.scale).float(), None
+        return slope_gate, slope_up, None, None, slope_a, (g.T @ narrow * ctx.scale).float(), None
 
 
 def lean(model: Any) -> int:
@@ -72,7 +72,7 @@ def _gated(block: Any) -> Any:
         if not torch.is_grad_enabled() or down.disable_adapters or down.merged:
             return plain(block, x, *args, **kwargs)
         gate, up = (t.reshape(-1, t.shape[-1]) for t in (block.gate_proj(x), block.up_proj(x)))
-        out = _GatedDown.apply(gate, up, block.act_fn, base.weight, base.bias, a.weight, b.weight, scale)
+        out = _GatedDown.apply(gate, up, block.act_fn, base, a.weight, b.weight, scale)
         return out.view(*x.shape[:-1], -1)
 
     return forward

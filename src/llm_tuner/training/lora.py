@@ -21,29 +21,42 @@ from llm_tuner.types import TrainingError
 ADAPTER = "default"  # PEFT's name for the only adapter of a model
 
 
+def through(base: Any, x: Any) -> Any:
+    """x (n, in) -> x W' + bias of a frozen layer, dense or in blocks (blocks.py), without autograd."""
+    if hasattr(base, "product"):
+        out = base.product(x)
+        return out if base.bias is None else out.add_(base.bias)
+    return x @ base.weight.T if base.bias is None else torch.addmm(base.bias, x, base.weight.T)
+
+
+def back_through(base: Any, slope: Any) -> Any:
+    """slope (n, out) -> slope W."""
+    return base.product_back(slope) if hasattr(base, "product_back") else slope @ base.weight
+
+
 class _Linear(torch.autograd.Function):  # type: ignore[misc]
-    """x (n, in) -> x W' + bias + scale (x A') B', with W (out, in), A (r, in), B (out, r). W and bias are frozen."""
+    """x (n, in) -> x W' + bias + scale (x A') B', with A (r, in), B (out, r); W (out, in) and bias are `base`'s."""
 
     @staticmethod
-    def forward(ctx: Any, x: Any, weight: Any, bias: Any, a: Any, b: Any, scale: float) -> Any:
+    def forward(ctx: Any, x: Any, base: Any, a: Any, b: Any, scale: float) -> Any:
         a, b = a.to(x.dtype), b.to(x.dtype)
         narrow = x @ a.T
-        out = x @ weight.T if bias is None else torch.addmm(bias, x, weight.T)
+        out = through(base, x)
         out.addmm_(narrow, b.T, alpha=scale)
-        ctx.save_for_backward(x, weight, a, b, narrow)
-        ctx.scale = scale
+        ctx.save_for_backward(x, a, b, narrow)
+        ctx.base, ctx.scale = base, scale
         return out
 
     @staticmethod
     def backward(ctx: Any, *outer: Any) -> Any:
-        x, weight, a, b, narrow = ctx.saved_tensors
+        x, a, b, narrow = ctx.saved_tensors
         g = outer[0]
         down = g @ b * ctx.scale
         slope_x = None
         if ctx.needs_input_grad[0]:
-            slope_x = g @ weight
+            slope_x = back_through(ctx.base, g)
             slope_x.addmm_(down, a)
-        return slope_x, None, None, (down.T @ x).float(), (g.T @ narrow * ctx.scale).float(), None
+        return slope_x, None, (down.T @ x).float(), (g.T @ narrow * ctx.scale).float(), None
 
 
 def with_lora(model: Any, config: Recipe, start: Path | None = None) -> Any:
@@ -83,7 +96,9 @@ def compute_here(model: Any) -> int:
 
     changed = 0
     for layer in model.modules():
-        if not isinstance(layer, Linear) or layer.lora_variant or type(layer.base_layer) is not torch.nn.Linear:
+        if not isinstance(layer, Linear) or layer.lora_variant:
+            continue
+        if type(layer.base_layer) is not torch.nn.Linear and not hasattr(layer.base_layer, "product_back"):
             continue
         if isinstance(layer.lora_dropout[ADAPTER], torch.nn.Identity):
             layer.forward = _computed(layer)
@@ -99,7 +114,7 @@ def _computed(layer: Any) -> Any:
         if layer.disable_adapters or layer.merged:
             return plain(layer, x, *args, **kwargs)
         flat = x.reshape(-1, x.shape[-1])
-        return _Linear.apply(flat, base.weight, base.bias, a.weight, b.weight, scale).view(*x.shape[:-1], -1)
+        return _Linear.apply(flat, base, a.weight, b.weight, scale).view(*x.shape[:-1], -1)
 
     return forward
 
