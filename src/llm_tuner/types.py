@@ -621,6 +621,10 @@ class TemplateMismatch(ModelError):
     exit_code = 17
 
 
+class PromptTooLong(ModelError):
+    exit_code = 18
+
+
 class ToolError(TunerError):
     exit_code = 20
 

@@ -24,6 +24,7 @@ from llm_tuner.apps.commands import (
     latency,
     models,
     search,
+    serve,
     tools,
     train,
     tune,
@@ -44,6 +45,7 @@ app.command("tune")(tune.tune)
 app.add_typer(models.app, name="models")
 app.add_typer(tools.app, name="tools")
 app.add_typer(data.app, name="data")
+app.add_typer(serve.app, name="serve")
 app.command("train")(train.train)
 app.command("search")(search.search)
 app.command("export")(export.export)

@@ -321,7 +321,7 @@ class Ollama:
             self._checked = True
         body: dict[str, Json] = {
             "model": self._model,
-            "messages": _outgoing(messages),
+            "messages": outgoing(messages),
             "tools": [tool.openai() for tool in tools],
             "options": {
                 "temperature": options.temperature,
@@ -383,7 +383,7 @@ def _complaint(text: str) -> str:
         return text.strip()[:500] or "no reason given"
 
 
-def _outgoing(messages: Sequence[Message]) -> list[dict[str, Json]]:
+def outgoing(messages: Sequence[Message]) -> list[dict[str, Json]]:
     """The history as /api/chat wants it: arguments are objects, results name their tool. Calls in text stay text."""
     called: dict[str, str] = {}
     out: list[dict[str, Json]] = []

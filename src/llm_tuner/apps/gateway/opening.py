@@ -1,0 +1,101 @@
+"""From a configuration to roles: which model stands behind which name, and its server started if it is ours.
+
+    [roles.coordinator]
+    model = "qwen2.5-coder:7b"       # a known model, NAME:stable, a .gguf: served by the embedded llama.cpp
+    window = 32768
+    [roles.worker]
+    ollama = "qwen2.5-coder:1.5b"    # a model of the Ollama server (OLLAMA_HOST)
+    at_once = 2
+    [roles.fallback]
+    base_url = "http://127.0.0.1:8000/v1"
+    model = "deepseek-coder"         # its key: OPENAI_API_KEY
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Generator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from llm_tuner.evaluation.target import Target, locate
+from llm_tuner.serving.roles import Role, Roles
+from llm_tuner.serving.upstreams import LlamaCppUpstream, OllamaUpstream, OpenAIUpstream, Upstream
+from llm_tuner.types import Event, SetupError, Value
+
+
+class RoleSettings(Value):
+    """One role: exactly one of `ollama`, `base_url` with `model`, or `model` alone. `window` is tokens, of each of
+    `at_once` requests at a time."""
+
+    model: str = ""
+    ollama: str = ""
+    base_url: str = ""
+    window: int = Field(8192, ge=512)
+    at_once: int = Field(1, ge=1)
+    threads: int = Field(0, ge=0)
+
+
+def read_roles(path: Path) -> dict[str, RoleSettings]:
+    """The roles of a TOML file. Raises SetupError that names what is wrong."""
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SetupError(f"Cannot read {path}: {error}.") from error
+    roles = document.get("roles")
+    if not isinstance(roles, dict) or not roles:
+        raise SetupError(f"{path} has no [roles.NAME]. Give at least one, such as [roles.worker] with a model.")
+    return {name: _settings(path, name, one) for name, one in roles.items()}
+
+
+def _settings(path: Path, name: str, given: Any) -> RoleSettings:
+    try:
+        return RoleSettings.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        known = ", ".join(RoleSettings.model_fields)
+        raise SetupError(
+            f"{path}: roles.{name}.{'.'.join(map(str, first['loc']))}: {first['msg']}. Known: {known}."
+        ) from error
+
+
+def opened(roles: Mapping[str, RoleSettings], stack: ExitStack) -> Generator[Event, None, Roles]:
+    """The roles, with every server of ours started; `stack` ends them. Raises what locating and starting raise."""
+    made = []
+    for name, settings in roles.items():
+        yield Event(step="serve", message=f"{name}: {settings.model or settings.ollama}")
+        upstream = yield from _upstream(settings, stack)
+        also = tuple(dict.fromkeys(other for other in (upstream.name,) if other and other != name))
+        made.append(Role(name, upstream, settings.at_once, also))
+    return Roles(made)
+
+
+def _upstream(settings: RoleSettings, stack: ExitStack) -> Generator[Event, None, Upstream]:
+    target = Target(model=settings.model, ollama=settings.ollama, base_url=settings.base_url, context=settings.window)
+    located = yield from locate(target)
+    if located.gguf is not None:
+        from llm_tuner.models.llamacpp import Embedded
+        from llm_tuner.models.window import Meter
+
+        embedded = stack.enter_context(
+            Embedded(
+                located.gguf,
+                name=settings.model,
+                context=settings.window,
+                threads=settings.threads,
+                slots=settings.at_once,
+            )
+        )
+        return LlamaCppUpstream(embedded.name, embedded.address, window=settings.window, count=Meter(embedded))
+    if settings.ollama:
+        from llm_tuner.models.ollama import OllamaServer
+
+        server = OllamaServer()
+        server.version()
+        server.close()
+        return OllamaUpstream(settings.ollama, server.url, window=settings.window)
+    return OpenAIUpstream(settings.model, settings.base_url, os.environ.get("OPENAI_API_KEY", ""))
