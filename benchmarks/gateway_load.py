@@ -92,7 +92,9 @@ async def measured(asked: argparse.Namespace, back: str, front: str) -> dict[str
         await asyncio.gather(*at_once)
         began = time.perf_counter()
         slow = body | {"messages": [{"role": "user", "content": "slowly"}]}
-        answers = await asyncio.gather(*(timed(client, front, slow) for _ in range(asked.streams)), return_exceptions=True)
+        answers = await asyncio.gather(
+            *(timed(client, front, slow) for _ in range(asked.streams)), return_exceptions=True
+        )
         held = time.perf_counter() - began
     whole = [answer for answer in answers if isinstance(answer, float)]
     told = {name: spread(times[url]) for name, url in (("alone", back), ("through_the_gateway", front))}

@@ -8,7 +8,8 @@ The same requests (English and Japanese, held-out templates; examples/hub-8), th
     gateway    the same body to the gateway, which fits the tools (--budget) and answers through the same Ollama
 
 `warm`: requests one after the other, each with a new text; the prompt cache has what it can have. `cold`: the model is
-unloaded before the request. Right is what `scoring.score` says: `native` counts calls that came as tool_calls, `lenient`
+unloaded before the request. Right is
+what `scoring.score` says: `native` counts calls that came as tool_calls, `lenient`
 also those that were written as text. The gateway's own retry and mending are part of it; no other model helps.
 
     ollama serve &
@@ -68,7 +69,13 @@ def main() -> None:
                 print(f"{name}: {number} of {len(tasks)}, {answers[-1][2]:.1f} s", file=sys.stderr, flush=True)
             sides[name] = summary(answers, cold)
     server.delete(TAG)
-    found = {"model": asked.model, "tasks": len(tasks), "ollama": server.version(), "sides": sides, "machine": machine()}
+    found = {
+        "model": asked.model,
+        "tasks": len(tasks),
+        "ollama": server.version(),
+        "sides": sides,
+        "machine": machine(),
+    }
     if {"stock", "gateway"} <= sides.keys():
         found["ratios"] = {
             f"{kind}_{other}": round(sides[other][kind]["p50_s"] / sides["gateway"][kind]["p50_s"], 2)

@@ -85,7 +85,10 @@ def post(url: str, body: Any, **headers: str) -> httpx2.Response:
 
 def test_the_openai_package_gets_calls_whole_and_streamed() -> None:
     openai = pytest.importorskip("openai")
-    with serving(ScriptedUpstream(CALL)) as (url, records), openai.OpenAI(base_url=f"{url}/v1", api_key="none") as client:
+    with (
+        serving(ScriptedUpstream(CALL)) as (url, records),
+        openai.OpenAI(base_url=f"{url}/v1", api_key="none") as client,
+    ):
         whole = client.chat.completions.create(**ASK, tools=[TOOL])
         (call,) = whole.choices[0].message.tool_calls
         assert (call.function.name, json.loads(call.function.arguments)) == ("read_file", {"path": "日本.txt"})
@@ -119,7 +122,7 @@ def test_the_ollama_package_gets_calls_whole_and_streamed() -> None:
         assert whole.done
         parts = list(client.chat(**ASK, tools=[TOOL], stream=True))
         assert "".join(part.message.content or "" for part in parts).strip() == "Reading."
-        assert [call for part in parts for call in part.message.tool_calls or ()][0].function.name == "read_file"
+        assert next(c for part in parts for c in part.message.tool_calls or ()).function.name == "read_file"
         assert parts[-1].done_reason == "stop"
         assert "Reading." in client.generate(model="worker", prompt="Read").response
         assert [model.model for model in client.list().models] == ["worker", "qwen2.5-coder:0.5b"]
@@ -127,6 +130,7 @@ def test_the_ollama_package_gets_calls_whole_and_streamed() -> None:
         assert client.ps().models[0].model == "worker"
         with pytest.raises(ollama.ResponseError, match="No model"):
             client.chat(model="other", messages=ASK["messages"])
+        client._client.close()
 
 
 # ------------------------------------------------------------------------------------------------------------- answers
@@ -187,7 +191,9 @@ def test_a_client_that_goes_away_ends_the_asking() -> None:
     upstream = ScriptedUpstream("word " * 2000)
     upstream.pause = lambda: asyncio.sleep(0.01)
     with serving(upstream) as (url, records):
-        with httpx2.stream("POST", f"{url}/v1/chat/completions", json=ASK | {"stream": True}, trust_env=False) as answer:
+        with httpx2.stream(
+            "POST", f"{url}/v1/chat/completions", json=ASK | {"stream": True}, trust_env=False
+        ) as answer:
             next(answer.iter_lines())
         until = time.monotonic() + 5
         while not records.exchanges and time.monotonic() < until:
@@ -206,7 +212,9 @@ def test_two_hundred_streams_at_once() -> None:
             return "".join([line async for line in answer.aiter_lines()])
 
     async def all_of(url: str) -> list[str]:
-        async with httpx2.AsyncClient(timeout=60, limits=httpx2.Limits(max_connections=None), trust_env=False) as client:
+        async with httpx2.AsyncClient(
+            timeout=60, limits=httpx2.Limits(max_connections=None), trust_env=False
+        ) as client:
             return await asyncio.gather(*(one(client, url) for _ in range(200)))
 
     with serving(upstream) as (url, records):
@@ -294,7 +302,8 @@ def test_beyond_this_machine_a_token_must_be_set(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("LLM_TUNER_TOKEN", raising=False)
     with pytest.raises(SetupError, match="LLM_TUNER_TOKEN"), bound("0.0.0.0", 0):
         pass
-    with bound("127.0.0.1", 0) as taken, pytest.raises(SetupError, match="another --port"):
+    with bound("127.0.0.1", 0) as taken:
         taken.listen()
-        with bound("127.0.0.1", taken.getsockname()[1]):
+        port = taken.getsockname()[1]
+        with pytest.raises(SetupError, match="another --port"), bound("127.0.0.1", port):
             pass

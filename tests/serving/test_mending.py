@@ -88,7 +88,9 @@ def test_every_change_is_told() -> None:
     assert found.fault == ""
 
 
-@pytest.mark.parametrize(("written", "name"), [("list_files", "list-files"), ("log", "git__log"), ("a__read_file", "read_file")])
+@pytest.mark.parametrize(
+    ("written", "name"), [("list_files", "list-files"), ("log", "git__log"), ("a__read_file", "read_file")]
+)
 def test_a_name_is_found_by_its_other_spellings(written: str, name: str) -> None:
     assert mend(ToolCall(name=written, arguments={"path": "x"}), TOOLS).call.name == name
 

@@ -15,7 +15,11 @@ from llm_tuner.types import Message, ModelError, PromptTooLong, RuntimeUnavailab
 
 READ = ToolSpec(
     name="read_file",
-    parameters={"type": "object", "properties": {"path": {"type": "string"}, "n": {"type": "integer"}}, "required": ["path"]},
+    parameters={
+        "type": "object",
+        "properties": {"path": {"type": "string"}, "n": {"type": "integer"}},
+        "required": ["path"],
+    },
 )
 LIST = ToolSpec(name="list_files")
 RIGHT = '```json\n{"name": "read_file", "arguments": {"path": "a.txt"}}\n```'
@@ -125,7 +129,7 @@ def test_who_fails_twice_at_a_call_is_helped_by_the_fallback() -> None:
 
 @pytest.mark.parametrize("error", [RuntimeUnavailable("gone"), ModelError("broke off"), PromptTooLong("too long")])
 def test_who_cannot_answer_is_helped_by_the_fallback(error: Exception) -> None:
-    service, worker, helper = two([error], ["Here I am."])
+    service, worker, _ = two([error], ["Here I am."])
     pieces, outcome = answer(service, asked())
     assert text(pieces) == "Here I am."
     assert (outcome.role, len(worker.prompts)) == ("fallback", 1)

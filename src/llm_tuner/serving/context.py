@@ -102,8 +102,8 @@ class Context:
         left = upstream.window - round(said / BYTES_A_TOKEN) - int(wanted)
         if left <= 0:
             raise PromptTooLong(
-                f"The conversation takes about {round(said / BYTES_A_TOKEN)} tokens, which leaves no room for tools and "
-                f"{wanted} tokens of an answer in a window of {upstream.window}. Shorten it, or serve a larger window."
+                f"The conversation takes about {round(said / BYTES_A_TOKEN)} tokens, which leaves no room for tools "
+                f"and {wanted} tokens of an answer in a window of {upstream.window}. Shorten it, or serve a larger one."
             )
         return min(self.budget, left)
 

@@ -40,7 +40,7 @@ def grammar_of(tools: Sequence[ToolSpec], *, required: bool, parallel: bool, ope
 def _shape(tool: ToolSpec, open_schema: bool) -> dict[str, Json]:
     arguments: dict[str, Json] = {"type": "object"} if open_schema else {"type": "object", **tool.parameters}
     # `#/$defs/...` means the root, which is one step further out now.
-    shared = {key: arguments[key] for key in ("$defs", "definitions") if key in arguments}
+    shared: dict[str, Json] = {key: arguments[key] for key in ("$defs", "definitions") if key in arguments}
     arguments = {key: inner for key, inner in arguments.items() if key not in shared and key != "$schema"}
     return {
         **shared,

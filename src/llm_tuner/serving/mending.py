@@ -126,8 +126,7 @@ def _kinds(error: Any) -> list[str]:
         kinds = [part.get("type") for part in error.validator_value if isinstance(part, dict)]
         return [kind for kind in kinds if isinstance(kind, str) and kind != "null"]
     if error.validator == "enum":
-        kinds = ["integer" if isinstance(one, int) else "string" for one in error.validator_value]
-        return list(dict.fromkeys(kinds))
+        return list(dict.fromkeys("integer" if isinstance(one, int) else "string" for one in error.validator_value))
     return []
 
 
@@ -151,7 +150,8 @@ def _as(value: Json, kind: str) -> Any:
 def _is(value: Json, kind: str) -> bool:
     if isinstance(value, bool):
         return kind == "boolean"
-    kinds = {"integer": int, "number": (int, float), "array": list, "object": dict}
+    kinds: dict[str, tuple[type, ...]] = {"integer": (int,), "number": (int, float)}
+    kinds |= {"array": (list,), "object": (dict,)}
     return isinstance(value, kinds.get(kind, ()))
 
 

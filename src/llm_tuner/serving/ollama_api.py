@@ -58,7 +58,9 @@ def generate_request(body: Json) -> ChatRequest:
     if body.get("images"):
         raise BadRequest("`images`: the models behind this gateway read text only.")
     if body.get("raw") or body.get("template") or body.get("suffix") or body.get("context"):
-        raise BadRequest("`raw`, `template`, `suffix` and `context` are not supported here. Send `prompt` and `system`.")
+        raise BadRequest(
+            "`raw`, `template`, `suffix` and `context` are not supported here. Send `prompt` and `system`."
+        )
     system = str(body.get("system") or "")
     said = [Message(role="system", text=system)] if system else []
     return ChatRequest(
@@ -113,9 +115,7 @@ def _history(given: list[Json]) -> tuple[Message, ...]:
             continue
         if role not in ("system", "user", "assistant"):
             raise BadRequest(f"messages[{place}].role is {role!r}; it must be system, user, assistant or tool.")
-        calls = tuple(
-            _call(call, f"call_{place}_{number}") for number, call in enumerate(body.get("tool_calls") or ())
-        )
+        calls = tuple(_call(call, f"call_{place}_{number}") for number, call in enumerate(body.get("tool_calls") or ()))
         open_calls += calls
         out.append(Message(role=role, text=text, thinking=str(body.get("thinking") or ""), tool_calls=calls))
     return tuple(out)

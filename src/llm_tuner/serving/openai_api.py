@@ -105,9 +105,7 @@ def message(given: Json, place: int) -> Message:
     calls = [_object(call, f"messages[{place}].tool_calls") for call in body.get("tool_calls") or ()]
     thinking = body.get("reasoning_content") or body.get("thinking") or ""
     try:
-        return Message(
-            role=role, text=text, thinking=thinking, tool_calls=tuple(incoming_call(call) for call in calls)
-        )
+        return Message(role=role, text=text, thinking=thinking, tool_calls=tuple(incoming_call(call) for call in calls))
     except ValidationError as error:
         raise BadRequest(f"messages[{place}]: {_problem(error)}.") from error
 

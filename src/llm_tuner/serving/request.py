@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from pydantic import Field
@@ -68,7 +68,7 @@ class End:
     """The last piece. `finish`: "stop", "length" or "tool_calls". `times` are milliseconds, as the runtime says."""
 
     finish: str = "stop"
-    usage: Usage = Usage()
+    usage: Usage = field(default_factory=Usage)
     prompt_ms: float | None = None
     generate_ms: float | None = None
 

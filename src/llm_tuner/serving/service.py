@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from llm_tuner.serving.grammar import Grammar, grammar_of
@@ -18,7 +18,16 @@ from llm_tuner.serving.mending import mend
 from llm_tuner.serving.request import Calls, ChatRequest, End, Piece, Repair, Text
 from llm_tuner.serving.roles import Role, Roles
 from llm_tuner.serving.upstreams import Prompt, Refused, Upstream
-from llm_tuner.types import Message, ModelError, PromptTooLong, RuntimeUnavailable, ToolCall, ToolResult, ToolSpec, Usage
+from llm_tuner.types import (
+    Message,
+    ModelError,
+    PromptTooLong,
+    RuntimeUnavailable,
+    ToolCall,
+    ToolResult,
+    ToolSpec,
+    Usage,
+)
 
 SEARCHES = 2
 """So often a model may search for a tool on the way to one answer."""
@@ -88,7 +97,7 @@ class Service:
 
     async def answer(
         self, request: ChatRequest, outcome: Outcome, *, constrain: bool | None = None, retry: bool | None = None
-    ) -> AsyncIterator[Piece]:
+    ) -> AsyncGenerator[Piece, None]:
         """The pieces of the answer; the last one is an End. `outcome` is filled on the way.
 
         Text is passed on as it comes, but for what may be a call. Raises what upstreams raise, and Busy, where no role

@@ -7,7 +7,6 @@ none keeps a client beyond the time limit.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -34,6 +33,7 @@ from llm_tuner.types import (
     UnknownModel,
     Usage,
 )
+
 
 class Refused(ModelError):
     """A server refused this very request (HTTP 4xx): it is well, and would refuse it again."""
@@ -200,7 +200,8 @@ class OpenAIUpstream:
 
     async def _chat(self, body: dict[str, Json]) -> AsyncIterator[Piece]:
         calls: dict[int, dict[str, Any]] = {}
-        finish, usage, times = "", Usage(), {}
+        times: dict[str, Any] = {}
+        finish, usage = "", Usage()
         async with self._client.lines("/chat/completions", body) as lines:
             async for chunk in _events(lines, self._client.url):
                 usage = _openai_usage(chunk["usage"]) if chunk.get("usage") else usage
@@ -254,7 +255,8 @@ class LlamaCppUpstream(OpenAIUpstream):
             "cache_prompt": True,
             **grammar.llama_cpp(),
         }
-        finish, usage, times = "stop", Usage(), {}
+        times: dict[str, Any] = {}
+        finish, usage = "stop", Usage()
         async with self._own.lines("/completion", body) as lines:
             async for chunk in _events(lines, self._own.url):
                 if chunk.get("content"):

@@ -66,7 +66,7 @@ class Settings:
 class Gateway:
     """`app` is the ASGI application over a service. `records` None: nothing is kept."""
 
-    def __init__(self, service: Service, settings: Settings = Settings(), records: Records | None = None) -> None:  # noqa: B008
+    def __init__(self, service: Service, settings: Settings = Settings(), records: Records | None = None) -> None:
         self.service, self.settings, self.records = service, settings, records
         self.metrics = Metrics()
         routes = [
@@ -214,7 +214,7 @@ class Gateway:
 
     async def _ollama_ps(self, request: Request) -> Response:
         running = [role for role in self.service.roles.all if not role.resting]
-        found = [_described(role, role.name) | {"expires_at": "", "size_vram": 0} for role in running]
+        found = [_described(role, role.name) | {"expires_at": ollama_api.now(), "size_vram": 0} for role in running]
         return JSONResponse({"models": found})
 
     async def _ollama_version(self, request: Request) -> Response:
@@ -275,9 +275,7 @@ class _Answer(Response):
             self._over()
 
     async def _send(self, send: Send) -> None:
-        pieces = self._gateway.service.answer(
-            self._asked, self._outcome, constrain=self._constrain, retry=self._retry
-        )
+        pieces = self._gateway.service.answer(self._asked, self._outcome, constrain=self._constrain, retry=self._retry)
         try:
             async with aclosing(pieces):
                 async for piece in pieces:

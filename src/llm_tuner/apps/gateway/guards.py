@@ -44,7 +44,8 @@ def require_token(host: str, token: str) -> None:
     """Raises SetupError for a server that others can reach without a token."""
     if not is_loopback(host) and not token:
         raise SetupError(
-            f"{host} can be reached from other machines, and there is no token. Set LLM_TUNER_TOKEN, or bind to 127.0.0.1."
+            f"{host} can be reached from other machines, and there is no token. Set LLM_TUNER_TOKEN, or bind "
+            "to 127.0.0.1."
         )
     if token and len(token) < 16:
         raise SetupError("LLM_TUNER_TOKEN has less than 16 characters. Take a longer one: openssl rand -hex 16")

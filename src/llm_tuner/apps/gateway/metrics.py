@@ -18,7 +18,10 @@ class Metrics:
     def __init__(self) -> None:
         self._all = CollectorRegistry()
         self._requests = Counter(
-            "llm_tuner_requests", "Requests by API, role and HTTP status.", ("api", "role", "status"), registry=self._all
+            "llm_tuner_requests",
+            "Requests by API, role and HTTP status.",
+            ("api", "role", "status"),
+            registry=self._all,
         )
         self._seconds = Histogram(
             "llm_tuner_request_seconds", "From request to end.", ("role",), buckets=_SECONDS, registry=self._all

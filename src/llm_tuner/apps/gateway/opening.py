@@ -1,14 +1,14 @@
 """From a configuration to roles: which model stands behind which name, and its server started if it is ours.
 
-    [roles.coordinator]
-    model = "qwen2.5-coder:7b"       # a known model, NAME:stable, a .gguf: served by the embedded llama.cpp
-    window = 32768
-    [roles.worker]
-    ollama = "qwen2.5-coder:1.5b"    # a model of the Ollama server (OLLAMA_HOST)
-    at_once = 2
-    [roles.fallback]
-    base_url = "http://127.0.0.1:8000/v1"
-    model = "deepseek-coder"         # its key: OPENAI_API_KEY
+[roles.coordinator]
+model = "qwen2.5-coder:7b"       # a known model, NAME:stable, a .gguf: served by the embedded llama.cpp
+window = 32768
+[roles.worker]
+ollama = "qwen2.5-coder:1.5b"    # a model of the Ollama server (OLLAMA_HOST)
+at_once = 2
+[roles.fallback]
+base_url = "http://127.0.0.1:8000/v1"
+model = "deepseek-coder"         # its key: OPENAI_API_KEY
 """
 
 from __future__ import annotations

@@ -25,20 +25,18 @@ def bound(host: str, port: int) -> Iterator[socket.socket]:
     require_token(host, os.environ.get("LLM_TUNER_TOKEN", ""))
     try:
         kind, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(kind, socket.SOCK_STREAM)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
     except OSError as error:
-        raise SetupError(f"Cannot listen on {host}:{port}: {error.strerror}. Choose another --port.") from error
-    try:
+        raise SetupError(f"{host} is no address of this machine: {error.strerror}. Choose another --host.") from error
+    with socket.socket(kind, socket.SOCK_STREAM) as listening:
+        try:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+        except OSError as error:
+            raise SetupError(f"Cannot listen on {host}:{port}: {error.strerror}. Choose another --port.") from error
         yield listening
-    finally:
-        listening.close()
 
 
-def run(
-    roles: Roles, listening: socket.socket, *, context: Context, constrain: bool, records: Records | None
-) -> None:
+def run(roles: Roles, listening: socket.socket, *, context: Context, constrain: bool, records: Records | None) -> None:
     """Serves until SIGINT or SIGTERM; requests under way may finish."""
     import uvicorn
 
