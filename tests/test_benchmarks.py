@@ -98,3 +98,13 @@ def test_losses_that_disagree_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert agree((2.0, 2.0), (1.0, 1.1))
     assert not agree((2.0, 2.01), (1.0, 1.0))  # another loss before anything was learned
     assert not agree((2.0, 2.0), (1.0, 1.3))  # less was learned
+
+
+def test_recording_is_measured() -> None:
+    command = [sys.executable, str(FOLDER / "recording.py"), "--json", "--exchanges", "300"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["lost"] == 0
+    assert found["exchanges_per_s"] > 100
+    assert found["bytes_per_exchange"] < found["bytes_if_each_stood_alone"] / 4

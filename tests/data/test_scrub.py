@@ -12,8 +12,9 @@ from rows import MAIL, asked, call, made
 
 from llm_tuner.data.examples import Example, piped
 from llm_tuner.data.rejections import Rejection
-from llm_tuner.data.scrub import Scrubber, findings, looks_random, scrub
+from llm_tuner.data.scrub import Scrubber, findings, scrub, scrubbed
 from llm_tuner.data.validity import faults
+from llm_tuner.store.scrub import looks_random
 from llm_tuner.types import Message, ToolCall, ToolResult, ToolSpec
 
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9P"
@@ -112,7 +113,7 @@ def talk() -> Example:
 def test_the_same_value_is_the_same_placeholder_everywhere_and_the_call_is_still_right() -> None:
     example = talk()
     assert list(faults(example)) == []
-    clean = Scrubber("k").example(example)
+    clean = scrubbed(Scrubber("k"), example)
     dump = clean.task.model_dump_json() + clean.attempt.model_dump_json()
     for secret in ("hanako", "corp.co.jp", "10.1.2.3", "1234-5678"):
         assert secret in example.task.model_dump_json()
@@ -134,7 +135,7 @@ def test_the_same_value_is_the_same_placeholder_everywhere_and_the_call_is_still
 
 def test_an_example_without_secrets_is_the_very_same() -> None:
     example = asked("Mail it to the boss", call("send_mail", to="boss"))
-    assert Scrubber("k").example(example) is example
+    assert scrubbed(Scrubber("k"), example) is example
 
 
 def test_rejections_are_scrubbed_too() -> None:
@@ -150,7 +151,7 @@ def test_names_of_parameters_are_not_touched() -> None:
         name="t", parameters={"type": "object", "properties": {"recipient_email_address_2": {"type": "string"}}}
     )
     example = asked("x", call("t", recipient_email_address_2="a.b@corp.jp"), tools=(tool,))
-    clean = Scrubber("k").example(example)
+    clean = scrubbed(Scrubber("k"), example)
     assert list(clean.answer.tool_calls[0].arguments) == ["recipient_email_address_2"]
     assert clean.task.tools == (tool,)
 
@@ -183,6 +184,27 @@ def test_scrubbing_twice_changes_nothing_whatever_stands_side_by_side() -> None:
         clean = Scrubber("k").text(text)
         again = Scrubber("z")
         assert (again.text(clean), again.found.total()) == (clean, 0), text
+
+
+def test_a_long_text_is_scrubbed_like_its_pieces() -> None:
+    rng, found = random.Random(7), [text for texts in SECRETS.values() for text in texts]
+    key = "-----BEGIN PRIVATE KEY-----\n" + "MIIEpAIBAAKCAQEAx7g9Q2t5V8nB\n" * 4000 + "-----END PRIVATE KEY-----"
+    words = ["a line of words", "メモ", "password:", "api_key =\n", "x\n\n", *found, *HARMLESS]
+    text = "".join(rng.choice(words) + rng.choice([" ", "\n"]) for _ in range(12_000)) + key
+    assert len(text) > 300_000
+    clean, scrubber = Scrubber("k").text(text), Scrubber("k")
+    assert clean == scrubber._block(text)  # in one piece
+    assert not any(secret in clean for secret in found)
+    assert "MIIEpAIBAAKC" not in clean
+
+
+def test_known_secrets_go_wherever_they_stand() -> None:
+    scrubber = Scrubber("k", known=["correct horse", "correct horse battery", "no"])
+    clean = scrubber.text("it is 'correct horse battery', no: correct horse!")
+    assert "horse" not in clean
+    assert ", no: " in clean
+    assert scrubber.found == {"key": 2}
+    assert scrubber.value({"correct horse": ["correct horse"]}) != {"correct horse": ["correct horse"]}
 
 
 def test_a_picture_in_base64_is_no_key() -> None:

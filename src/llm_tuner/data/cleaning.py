@@ -14,9 +14,10 @@ from llm_tuner.data.examples import Stage
 from llm_tuner.data.licences import exclude_noncommercial
 from llm_tuner.data.overlap import Reference, References, drop_overlaps
 from llm_tuner.data.quarantine import quarantine
-from llm_tuner.data.scrub import Scrubber, scrub
+from llm_tuner.data.scrub import scrub
 from llm_tuner.data.split import Withheld, divide
 from llm_tuner.data.validity import check_form
+from llm_tuner.store.scrub import Scrubber
 
 
 def cleaning(

@@ -27,9 +27,9 @@ from llm_tuner.data.importers import Importer, named, read_row, recognise
 from llm_tuner.data.overlap import Reference, References, drop_overlaps
 from llm_tuner.data.reading import rows
 from llm_tuner.data.rejections import Rejection
-from llm_tuner.data.scrub import Scrubber
 from llm_tuner.data.split import Withheld
 from llm_tuner.store import long_suite, versions
+from llm_tuner.store.scrub import Scrubber
 from llm_tuner.types import Attempt, DataError, EmptyData, Event, Json, Value, content_hash
 
 EVERY = 1000
@@ -40,7 +40,7 @@ _LOOKED_AT = 50
 
 class Intake(Value):
     """How to import. `format` fixes the format of all files; `licence` is that of files whose format has none of its
-    own; `salt` makes the same placeholders in two builds (scrub.py); `seed` chooses the card's random rows."""
+    own; `salt` makes the same placeholders in two builds (store/scrub.py); `seed` chooses the card's random rows."""
 
     format: str = ""
     licence: str = ""

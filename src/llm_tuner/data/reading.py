@@ -1,4 +1,4 @@
-"""Rows out of files: JSON lines, a JSON array, Parquet, gzipped or not, and this project's own suites and data sets.
+"""Rows out of files: JSON lines, a JSON array, Parquet, gzipped or not, and this project's suites, data sets, journals.
 
 Not an importer: what a row means is not looked at. The rule it protects: a file of any size is read with one row in
 memory, and what is no row (half a line, bytes that are no UTF-8) is counted and passed over, never fatal.
@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 
 from llm_tuner.data.importers.shapes import parse_json
 from llm_tuner.data.rejections import Rejection
+from llm_tuner.serving.exchanges import read
+from llm_tuner.serving.journal import journal_files
+from llm_tuner.serving.outcomes import outcomes
 from llm_tuner.store import long_suite
 from llm_tuner.types import Attempt, DataError, MissingExtra, canonical_json
 
@@ -37,8 +40,10 @@ class Row(NamedTuple):
 
 
 def rows(path: Path) -> Iterator[Row]:
-    """The rows of a file, or of a data set's folder. Raises DataError where there is no such file, MissingExtra for
-    Parquet without pyarrow."""
+    """The rows of a file, or of the folder of a data set or of a journal. Raises DataError where there is no such file,
+    MissingExtra for Parquet without pyarrow."""
+    if journal_files(path):
+        return _recorded(path)
     if path.is_dir():
         return _own_folder(path)
     if not path.is_file():
@@ -224,6 +229,14 @@ def _is_suite(path: Path) -> bool:
 def _own_suite(path: Path, attempts: Path) -> Iterator[Row]:
     with AttemptFile(attempts) as found:
         yield from _answered(path, found)
+
+
+def _recorded(path: Path) -> Iterator[Row]:
+    """The exchanges of a journal, and at the end what of it could not be read."""
+    damage: list[str] = []
+    for exchange, outcome in outcomes(read(path, damage)):
+        yield Row(f"{path.name}:{exchange.id}", {"exchange": exchange, "outcome": outcome})
+    yield from (_refused(path.name, "not_recorded", sentence) for sentence in damage)
 
 
 def _answered(path: Path, attempts: AttemptFile) -> Iterator[Row]:

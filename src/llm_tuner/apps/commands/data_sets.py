@@ -24,7 +24,9 @@ DataSet = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a da
 
 
 def import_files(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help=".jsonl, .json, .parquet, or a data set.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help=".jsonl, .json, .parquet, a data set, or a journal.")
+    ],
     out_folder: Annotated[Path, typer.Option("--out", help="The data set's folder.")],
     format: Annotated[str, typer.Option(help="The format of the files, where it is not recognised.")] = "",
     licence: Annotated[str, typer.Option(help="The licence of rows whose format has none of its own.")] = "",
@@ -47,7 +49,7 @@ def import_files(
     """Files of any known format become one data set: read, scrubbed, checked, without doubles, divided, described.
 
     A row that cannot be used is a line in rejected.jsonl, never an error. After a kill the same command goes on. The
-    formats: own, glaive, xlam, toolace, hermes, when2call, toucan, ollama, openai, trl (docs/data.md).
+    formats: own, gateway, glaive, xlam, toolace, hermes, when2call, toucan, ollama, openai, trl (docs/data.md).
 
     Example: llm-tuner data import chats.jsonl --out mine --licence own
     """

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from llm_tuner.data.examples import Example, Item
 from llm_tuner.data.importers import (
+    gateway,
     glaive,
     hermes,
     ollama_chat,
@@ -46,7 +47,7 @@ class Importer(Protocol):
 
 
 IMPORTERS: tuple[Importer, ...] = (
-    own, glaive, xlam, toolace, hermes, when2call, toucan, ollama_chat, openai_chat, trl,
+    own, gateway, glaive, xlam, toolace, hermes, when2call, toucan, ollama_chat, openai_chat, trl,
 )  # fmt: skip
 """In order of how surely a row is recognised."""
 

@@ -2,7 +2,7 @@
 
     {"task": <Task>, "attempt": <Attempt> or None}
 
-A task without a right attempt answers itself: its expectation is the reference. What a gateway records will come here.
+A task without a right attempt answers itself: its expectation is the reference.
 """
 
 from __future__ import annotations
