@@ -1,21 +1,26 @@
 """Tools in few tokens: a compressed definition, or one typed signature line a tool.
 
 Not a chat template. The rule it protects: whoever trains on a short form and whoever serves it take the very same bytes
-from here. All functions are pure.
+from here, and a short form is only shown: calls are validated against the tool's own schema. All functions are pure.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, get_args
 
-from llm_tuner.types import Json, Message, ToolSpec
+from llm_tuner.types import Json, Message, ToolSpec, canonical_json
 
 Rendering = Literal["full", "compressed", "compact"]
+RENDERINGS: tuple[Rendering, ...] = get_args(Rendering)
 
-PURPOSE_WORDS = 6
-"""How much of a description stands behind a signature."""
+PURPOSE_WORDS = 4
+"""How much of a description stands behind a signature: words that the signature's names do not say already."""
+DESCRIPTION_CHARS, PARAMETER_CHARS = 160, 100
+"""How long a compressed tool's and a compressed parameter's description may be."""
+MOST_NODES, MOST_DEEP = 4000, 40
+"""Parts of one schema that are looked at, in all and one inside the other: what multiplies or nests ends here."""
 
 HEADER = """# Tools
 
@@ -29,6 +34,30 @@ Return each call as JSON with the function's name and arguments inside tags:
 
 _TYPES = {"string": "str", "integer": "int", "number": "num", "boolean": "bool", "null": "null"}
 _DEPTH = 3
+_SAFE = 2**53 - 1
+"""JavaScript's largest whole number: as a bound it says that there is none."""
+_NAMED = ("properties", "patternProperties", "$defs", "definitions")
+"""Keys whose members are named by the server: a property may be called `title`."""
+_NO_MEANING = frozenset({"title", "$schema", "$id", "$comment", "examples", "$defs", "definitions"})
+_FILLER = frozenset(
+    re.findall(
+        r"\S+",
+        """a an the this that these those it its their them of in on at to for from with by as and or be is are was
+        which e.g i.e etc whose about all any each given specific specified single optional optionally required value
+        parameter argument multiple new existing current your you use used using will can should must also into based
+        detail details detailed information get gets show shows return returns retrieve retrieves fetch fetches
+        provide provides allow allows""",
+    )
+)
+_SHOWS = re.compile(
+    r"[\d'\"`「『<:=]|\b(?:e\.g|such as|like|format|only|must|without|default|separated|ISO|IANA|UTC|unix|seconds|"
+    r"milliseconds|bytes|percent|regex|glob|base64|markdown)\b|例|形式|単位|既定|のみ|必ず|区切り",
+    re.IGNORECASE,
+)
+"""What a description holds that shows how a value looks: an example, a format, a unit, a restriction."""
+_NO_SPACES = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")
+"""Japanese or Chinese: four characters count as a word."""
+_ABBREVIATED = re.compile(r"\b(?:e\.g|i\.e|etc|vs|cf|incl|max|min|approx)\.$", re.IGNORECASE)
 
 
 def shown(
@@ -48,83 +77,227 @@ def shown(
 
 
 def catalogue_text(tools: Sequence[ToolSpec], words: int = PURPOSE_WORDS) -> str:
-    """One line a tool, in their order: signature and the first `words` words of its purpose."""
+    """One line a tool, in their order: signature and `words` words of its purpose."""
     return "".join(f"{signature(tool)}{_behind(tool, words)}\n" for tool in tools)
 
 
 def signature(tool: ToolSpec) -> str:
     """`name(required: type, optional?: type=default)`; enumerations as `a|b`, arrays as `[type]`, objects in braces."""
-    parameters = tool.parameters
-    return f"{tool.name}({_fields(parameters, parameters, 0)})"
+    return f"{tool.name}({_fields(inlined(tool.parameters), 0)})"
 
 
 def compressed(tool: ToolSpec) -> ToolSpec:
-    """The same tool with its first sentence for a description and a schema without descriptions and titles."""
-    first = re.split(r"(?<=[.!?])\s", tool.description.strip(), maxsplit=1)[0].splitlines()
-    stripped = _without_words(tool.parameters)
-    return tool.model_copy(update={"description": first[0] if first else "", "parameters": stripped})
+    """The same tool with its first sentence for a description, and a schema that accepts what the tool's own accepts,
+    except null where leaving it out says the same.
+
+    `$ref`s are inlined; titles, null alternatives of what may be left out and bounds that are none are left out. Of a
+    parameter's description its first sentence stays where it shows what a value looks like (an example, a format, a
+    unit) and says more than the names do.
+    """
+    small = _compressed(inlined(tool.parameters), set(_stems(tool.name)), set())
+    parameters: dict[str, Json] = small if isinstance(small, dict) else {}
+    description = _cut(_first_sentence(tool.description), DESCRIPTION_CHARS)
+    return tool.model_copy(update={"description": description, "parameters": parameters})
 
 
-def _behind(tool: ToolSpec, words: int) -> str:
-    said = re.split(r"(?<=[.!?])\s", tool.description.strip(), maxsplit=1)[0].split()[:words]
-    return f" # {' '.join(said).rstrip('.,;:')}" if said else ""
+# -------------------------------------------------------------------------------------------------------- schemas
 
 
-def _fields(schema: Mapping[str, Json], root: Mapping[str, Json], depth: int) -> str:
-    properties = schema.get("properties")
+def inlined(schema: Json) -> Json:
+    """The schema with every `$ref` into itself replaced by what it points at, and without `$defs`.
+
+    One that contains itself, that points nowhere or elsewhere, or that stands behind MOST_NODES parts or inside
+    MOST_DEEP others becomes the widest schema of its type.
+    """
+    left = MOST_NODES
+
+    def whole(part: Json, inside: tuple[str, ...], depth: int, named: bool = False) -> Json:
+        nonlocal left
+        left -= 1
+        if depth > MOST_DEEP:
+            return _widest(part)
+        if isinstance(part, list):
+            return [whole(inner, inside, depth + 1) for inner in part]
+        if not isinstance(part, dict):
+            return part
+        if not named and isinstance(reference := part.get("$ref"), str):
+            target = _referred(reference, schema)
+            rest = {key: inner for key, inner in part.items() if key != "$ref"}
+            if reference in inside or left < 0 or not isinstance(target, dict):
+                return _widest(target) | rest
+            return whole(target | rest, (*inside, reference), depth + 1)
+        if left < 0 and not named:
+            return _widest(part)
+        return {
+            key: inner if key in ("default", "enum", "const") and not named
+            else whole(inner, inside, depth + 1, key in _NAMED and not named)
+            for key, inner in part.items()
+            if named or key not in ("$defs", "definitions")
+        }  # fmt: skip
+
+    return whole(schema, (), 0)
+
+
+def _widest(schema: Json) -> dict[str, Json]:
+    kind = schema.get("type") if isinstance(schema, dict) else None
+    return {"type": kind} if kind else {}
+
+
+def _referred(reference: str, root: Json) -> Json:
+    if not reference.startswith("#"):
+        return None
+    found: Json = root
+    for part in filter(None, reference.removeprefix("#").split("/")):
+        found = found.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(found, dict) else None
+    return found
+
+
+def _compressed(schema: Json, said: set[str], told: set[str], needed: bool = True, name: str = "") -> Json:
+    """`said`: stems of the names around it; `told`: what descriptions told before; `needed`: it may not be left out."""
+    if isinstance(schema, list):
+        return [_compressed(inner, said, told) for inner in schema]
+    if not isinstance(schema, dict):
+        return schema
+    schema = schema if needed else _without_null(schema)
+    wanted = schema.get("required")
+    required = wanted if isinstance(wanted, list) else []
+    out: dict[str, Json] = {}
+    for key, inner in schema.items():
+        if key == "properties" and isinstance(inner, dict):
+            out[key] = {one: _compressed(value, said, told, one in required, one) for one, value in inner.items()}
+        elif key == "description":
+            if words := _told(str(inner), said | set(_stems(name)), told):
+                out[key] = words
+        elif key in _NO_MEANING or _says_nothing(key, inner):
+            continue
+        elif key in ("default", "enum", "const", "required", "type"):
+            out[key] = inner
+        else:
+            out[key] = _compressed(inner, said, told)
+    return out
+
+
+def _says_nothing(key: str, value: Json) -> bool:
+    """Whether a keyword restricts nothing, or only what a model would not do."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return abs(value) >= _SAFE
+    return value in ([], {}) or (key == "default" and value is None) or (key == "additionalProperties" and not value)
+
+
+def _without_null(schema: Mapping[str, Json]) -> dict[str, Json]:
+    """What may be left out need not be null: the schema without that alternative."""
+    out = dict(schema)
+    if isinstance(kinds := out.get("type"), list) and len(kinds) > 1:
+        rest = [kind for kind in kinds if kind != "null"]
+        out["type"] = rest[0] if len(rest) == 1 else rest
+    for key in ("anyOf", "oneOf"):
+        if not isinstance(parts := out.get(key), list):
+            continue
+        rest = [part for part in parts if part != {"type": "null"}]
+        if len(rest) == 1 and isinstance(rest[0], dict) and not set(rest[0]) & (set(out) - {"description"}):
+            del out[key]
+            out = rest[0] | out
+        elif rest:
+            out[key] = rest
+    return out
+
+
+# ------------------------------------------------------------------------------------------------------- signatures
+
+
+def _fields(schema: Json, depth: int) -> str:
+    if not isinstance(schema, dict) or not isinstance(properties := schema.get("properties"), dict):
+        return ""
     wanted = schema.get("required")
     needed = wanted if isinstance(wanted, list) else []
-    if not isinstance(properties, dict):
-        return ""
-    return ", ".join(_field(name, inner, name in needed, root, depth) for name, inner in properties.items())
+    return ", ".join(_field(name, inner, name in needed, depth) for name, inner in properties.items())
 
 
-def _field(name: str, schema: Json, needed: bool, root: Mapping[str, Json], depth: int) -> str:
+def _field(name: str, schema: Json, needed: bool, depth: int) -> str:
     default = schema.get("default") if isinstance(schema, dict) else None
     said = f"={_literal(default)}" if default not in (None, "", [], {}) else ""
-    return f"{name}{'' if needed else '?'}: {_type(schema, root, depth)}{said}"
+    return f"{name}{'' if needed else '?'}: {_type(schema, depth)}{said}"
 
 
 def _literal(value: Json) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _type(schema: Json, root: Mapping[str, Json], depth: int) -> str:
+def _type(schema: Json, depth: int) -> str:
     if not isinstance(schema, dict) or depth > _DEPTH:
         return "any"
-    if "$ref" in schema:
-        return _type(_referred(schema["$ref"], root), root, depth + 1)
-    if schema.get("enum"):
-        return "|".join(map(str, schema["enum"]))
+    if isinstance(values := schema.get("enum"), list) and values:
+        return "|".join(map(_literal, values))
     for key in ("anyOf", "oneOf"):
         if isinstance(schema.get(key), list):
-            parts = [_type(part, root, depth + 1) for part in schema[key]]
+            parts = [_type(part, depth + 1) for part in schema[key]]
             return "|".join(dict.fromkeys(part for part in parts if part != "null")) or "null"
     kind = schema.get("type", "object" if "properties" in schema else "any")
     if isinstance(kind, list):
-        return "|".join(_TYPES.get(one, str(one)) for one in kind if one != "null") or "null"
+        return "|".join(_TYPES.get(str(one), str(one)) for one in kind if one != "null") or "null"
     if kind == "array":
-        return f"[{_type(schema.get('items'), root, depth + 1)}]"
+        return f"[{_type(schema.get('items', {}), depth + 1)}]"
     if kind == "object":
-        return "{" + _fields(schema, root, depth + 1) + "}" if schema.get("properties") else "obj"
-    return _TYPES.get(kind, str(kind))
+        return "{" + _fields(schema, depth + 1) + "}" if schema.get("properties") else "obj"
+    return _TYPES.get(str(kind), str(kind))
 
 
-def _referred(reference: Json, root: Mapping[str, Json]) -> Json:
-    found: Json = root
-    for part in str(reference).removeprefix("#/").split("/"):
-        found = found.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(found, dict) else None
-    return found
+# ------------------------------------------------------------------------------------------------------------ words
 
 
-def _without_words(schema: Json, inside_properties: bool = False) -> Json:
-    """The schema without `description`, `title` and `$schema`; a property of such a name stays."""
-    if isinstance(schema, list):
-        return [_without_words(inner) for inner in schema]
-    if not isinstance(schema, dict):
-        return schema
-    return {
-        key: _without_words(inner, key in ("properties", "$defs", "definitions") and not inside_properties)
-        for key, inner in schema.items()
-        if inside_properties or key not in ("description", "title", "$schema", "examples")
-    }
+def _behind(tool: ToolSpec, words: int) -> str:
+    named = {*_stems(tool.name), *(stem for one in _named(tool.parameters) for stem in _stems(one))}
+    sentence = _first_sentence(tool.description)
+    if words and _NO_SPACES.search(sentence):
+        return f" # {_cut(sentence.rstrip('。'), 4 * words)}"
+    said: dict[str, str] = {}
+    for word in _words(sentence):
+        if word.lower() not in _FILLER and not set(_stems(word)) <= named:
+            said.setdefault(word.lower(), word)
+    chosen = list(said.values())[:words]
+    return f" # {' '.join(chosen)}" if chosen else ""
+
+
+def _named(schema: Mapping[str, Json]) -> Iterator[str]:
+    if isinstance(properties := schema.get("properties"), dict):
+        yield from properties
+
+
+def _words(text: str) -> Iterator[str]:
+    """The words of a text without what stands around them."""
+    for word in text.split():
+        if word := word.strip(".,;:!?()[]{}\"'`"):
+            yield word
+
+
+def _stems(text: str) -> list[str]:
+    """The words of a name or a text, small, without the plural."""
+    parts = re.findall(r"[^\W_]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", text))
+    return [part.lower().rstrip("s") or part.lower() for part in parts]
+
+
+def _first_sentence(text: str) -> str:
+    line = next(iter(text.strip().splitlines()), "")
+    for end in re.finditer(r"[.!?](?=\s)|[。！？]", line):
+        if not _ABBREVIATED.search(line[: end.end()]):
+            return line[: end.end()]
+    return line
+
+
+def _told(description: str, said: set[str], told: set[str]) -> str:
+    """A parameter's description in its first words; "" where it shows nothing, or what names say or was told before."""
+    if not _SHOWS.search(first := _first_sentence(description)):
+        return ""
+    short = _cut(first, PARAMETER_CHARS).rstrip(".。")
+    meaning = canonical_json(sorted({stem for stem in _stems(short) if stem not in _FILLER} - said))
+    if meaning == "[]" or meaning in told:
+        return ""
+    told.add(meaning)
+    return short
+
+
+def _cut(text: str, most: int) -> str:
+    """The text, ended after a word where it is too long."""
+    if len(text) <= most:
+        return text
+    return (text[:most].rsplit(" ", 1)[0] if " " in text[:most] else text[:most]).rstrip(" ,;:([") + "…"
