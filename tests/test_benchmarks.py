@@ -108,3 +108,28 @@ def test_recording_is_measured() -> None:
     assert found["lost"] == 0
     assert found["exchanges_per_s"] > 100
     assert found["bytes_per_exchange"] < found["bytes_if_each_stood_alone"] / 4
+
+
+def test_recall_is_counted_by_language_place_and_budget() -> None:
+    from llm_tuner.models.window import guessed
+    from llm_tuner.tools.retrieval import index
+    from llm_tuner.types import ExactCalls, Message, Task, ToolCall, ToolSpec
+
+    module = script("retrieval")
+    hub = [ToolSpec.model_validate(tool) for tool in json.loads(module.HUB.read_text())]
+    said = {"Fork acme/parser on GitHub": ("en", "fork_repository"), "リマは今何時?": ("ja", "get_current_time")}
+    tasks = []
+    for text, (language, name) in said.items():
+        task = Task(
+            messages=(Message(role="user", text=text),),
+            tools=(),
+            expect=ExactCalls(calls=(ToolCall(name=name),)),
+            language=language,
+        )
+        tasks.append(module.Asked(task, (name,)))
+    found = module.measured(tasks, index(hub), guessed, 1900, ["fork_repository"])
+    assert found["recall"]["all"]["at 5"]["n"] == 2
+    assert found["recall"]["ja"]["at 1900 tokens, compressed"]["k"] == 1
+    assert found["recall"]["tool:unseen"]["at 16"] == found["recall"]["en"]["at 16"]
+    assert max(found["most_tokens"].values()) <= 1900
+    assert "2 requests" in module.text({"side": "train", "tools": 73, **found})

@@ -398,7 +398,9 @@ def test_serving_does_not_wait_for_a_slow_disk(tmp_path: Path, monkeypatch: pyte
     assert [sentence.split(": ")[1].split()[0] for sentence in damage] == ["30", "1"]
 
 
-def test_a_disk_that_takes_long_to_sync_keeps_nothing_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_takes_long_to_sync_keeps_nothing_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     slow, sync, synced = threading.Event(), os.fsync, []
 
     def fsync(fd: int) -> None:

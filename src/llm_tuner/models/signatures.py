@@ -20,7 +20,7 @@ PURPOSE_WORDS = 4
 DESCRIPTION_CHARS, PARAMETER_CHARS = 160, 100
 """How long a compressed tool's and a compressed parameter's description may be."""
 MOST_NODES, MOST_DEEP = 4000, 40
-"""Parts of one schema that are looked at, in all and one inside the other: what multiplies or nests without end ends."""
+"""Parts of one schema that are looked at, in all and one inside the other: what multiplies or nests ends here."""
 
 HEADER = """# Tools
 

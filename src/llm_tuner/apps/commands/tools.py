@@ -1,13 +1,18 @@
-"""`llm-tuner tools`: what the tool servers offer, and one call."""
+"""`llm-tuner tools`: what the tool servers offer, what it takes of a context window, and one call."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llm_tuner.apps.console import Json, note, out, table
+
+if TYPE_CHECKING:
+    from llm_tuner.models.window import Budget
+    from llm_tuner.types import ToolSpec
 
 app = typer.Typer(help="Tool servers (MCP): list their tools, call one.", no_args_is_help=True)
 
@@ -86,3 +91,113 @@ def call(
     out(result.model_dump(mode="json"), json, lambda: result.content)
     if result.is_error:
         raise typer.Exit(1)
+
+
+@app.command()
+def budget(
+    hub: Annotated[
+        str, typer.Option("--hub", help='An mcpServers JSON file, "demo", or what `tools list --json` wrote.')
+    ] = "demo",
+    model: Annotated[
+        str, typer.Option(help="Whose template and tokenizer count: a known or installed model, or a .gguf path.")
+    ] = "qwen2.5-coder:0.5b",
+    windows: Annotated[str, typer.Option(help="Context windows in tokens, with commas.")] = "200000,32768,8192",
+    cache: Annotated[str, typer.Option(help="Type of the KV cache: f16, q8_0, q4_0 and others.")] = "f16",
+    json: Json = False,
+) -> None:
+    """What tools take of a context window: tokens of every tool, server and the whole in the model's own template, in
+    full and in two short forms, and whether that leaves room in a window; with the memory that the window takes.
+
+    Example: llm-tuner tools budget --hub .mcp.json --model qwen2.5-coder:0.5b --windows 32768,8192
+    """
+    from llm_tuner.apps.console import drive
+    from llm_tuner.evaluation.target import Target, locate
+    from llm_tuner.models.kv_cache import read_kv_cache
+    from llm_tuner.models.llamacpp import Embedded
+    from llm_tuner.models.window import Meter
+    from llm_tuner.models.window import budget as counted
+    from llm_tuner.types import EmptyData, SetupError
+
+    sizes = _windows(windows)
+    gguf = drive(locate(Target(model=model))).gguf
+    if gguf is None:
+        raise SetupError(f"{model} has no file here. Name a known or installed model, or a .gguf.")
+    kept = read_kv_cache(gguf)
+    kept.bytes(1, cache)
+    specs = _specs(hub)
+    if not specs:
+        raise EmptyData(f"The hub lists no tool. Run: llm-tuner tools list --hub {hub}")
+    with Embedded(gguf, name=model, context=512) as renderer:
+        found = counted(specs, Meter(renderer), sizes, kept, cache)
+    document = {"model": model, "hub": hub, "cache": cache, **found.model_dump(mode="json")}
+    out(document, json, lambda: _budgeted(found, cache))
+
+
+def _windows(text: str) -> tuple[int, ...]:
+    from llm_tuner.types import SetupError
+
+    try:
+        sizes = tuple(int(part.replace("_", "")) for part in text.split(",") if part.strip())
+    except ValueError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise SetupError(f'--windows is a list of whole numbers of tokens like 32768,8192, found "{text}".')
+    return sizes
+
+
+def _specs(hub: str) -> tuple[ToolSpec, ...]:
+    """The hub's tools: from its servers, or out of a list of them."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from llm_tuner.loop import Tune, workshop
+    from llm_tuner.types import DataError, ToolSpec
+
+    path = Path(hub)
+    if path.is_file() and path.read_bytes().lstrip().startswith(b"["):
+        try:
+            return TypeAdapter(tuple[ToolSpec, ...]).validate_json(path.read_bytes())
+        except ValidationError as error:
+            raise DataError(f"{hub} is no list of tools ({error.error_count()} faults). Write it with: "
+                            "llm-tuner tools list --hub FILE --json") from error  # fmt: skip
+    with workshop(Tune(hub=hub)) as (tools, _):
+        return tools.specs()
+
+
+def _budgeted(found: Budget, cache: str) -> str:
+    from llm_tuner.models.window import AT_EASE, ROOM
+
+    forms = list(found.whole)
+    by_length = sorted(found.tools, key=lambda tool: -tool.tokens["full"])
+    head = ["tool", "server", *forms]
+    rows = [[t.name, t.server, *_numbers([t.tokens[form] for form in forms])] for t in by_length]
+    servers = sorted(found.servers.items(), key=lambda server: -server[1]["full"])
+    counts = {name: sum(tool.server == name for tool in found.tools) for name in found.servers}
+    sums = [[name, str(counts[name]), *_numbers([tokens[form] for form in forms])] for name, tokens in servers]
+    sums.append(["around all tools", "", *_numbers([found.around[form] for form in forms])])
+    sums.append(["whole catalogue", str(len(found.tools)), *_numbers([found.whole[form] for form in forms])])
+    uses = {(use.window, use.rendering): use for use in found.windows}
+    sizes = list(dict.fromkeys(use.window for use in found.windows))
+    seen = []
+    for size in sizes:
+        cells = [f"{uses[size, form].share:.0%} {uses[size, form].verdict}" for form in forms]
+        seen.append([f"{size:,}{' *' if 0 < found.trained < size else ''}", *cells, _memory(found.kv_bytes.get(size))])
+    parts = [
+        table(rows, head),
+        table(sums, ["server", "tools", *forms]),
+        table(seen, ["window", *forms, f"KV cache ({cache})"]),
+        f"fits: the tools take at most {AT_EASE:.0%} of the window; does not fit: they leave less than {ROOM:,} tokens "
+        "for a request and its answer; tight: between.",
+    ]
+    if any(0 < found.trained < size for size in sizes):
+        parts.append(f"* longer than the {found.trained:,} tokens that the model was trained on.")
+    return "\n\n".join(parts)
+
+
+def _numbers(values: Sequence[int]) -> list[str]:
+    return [f"{value:,}".rjust(7) for value in values]
+
+
+def _memory(size: int | None) -> str:
+    if size is None:
+        return "not known"
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
