@@ -16,6 +16,7 @@ from llm_tuner.evaluation.measure import latency, measure, measure_all, tally
 from llm_tuner.scoring import gold_attempt
 from llm_tuner.store.suite import Suite
 from llm_tuner.types import (
+    Backend,
     GREEDY,
     Attempt,
     ChatOptions,
@@ -276,6 +277,52 @@ def test_several_requests_are_under_way_at_a_time_and_the_report_is_the_same(tmp
     again = Scripted()
     assert run(measure(SUITE, again, at_a_time=4, out=tmp_path))[0][0].verdicts == alone[0].verdicts
     assert again.asked == ["down"]
+
+
+class Branching(Scripted):
+    """Forks, and remembers the prompt and the number of each fork; refuses a prompt that is too long."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forked: list[tuple[str, tuple[str, ...], int]] = []
+        self.slots: dict[int, list[str]] = {}
+
+    def fork(self, messages: Sequence[Message], tools: Sequence[ToolSpec], count: int) -> list[Backend]:
+        self.forked.append((messages[-1].text, tuple(tool.name for tool in tools), count))
+        if messages[-1].text == "down":
+            raise ModelError("the prompt is too long")
+        return [_Slot(self, number) for number in range(count)]
+
+
+class _Slot:
+    name = "scripted"
+
+    def __init__(self, owner: Branching, number: int) -> None:
+        self._owner, self._number = owner, number
+
+    def chat(self, messages: Sequence[Message], tools: Sequence[ToolSpec] = (), options: ChatOptions = GREEDY) -> Reply:
+        self._owner.slots.setdefault(self._number, []).append(messages[-1].text)
+        return self._owner.chat(messages, tools, options)
+
+
+def test_a_backend_that_forks_reads_each_catalogue_once_and_each_slot_is_asked_one_thing_at_a_time() -> None:
+    tasks = tuple(task(f"{n} {i}", WANTED, c) for i in range(6) for n, c in enumerate([(CLOCK,), (CLOCK, FETCH)]))
+    alone = task("x", WANTED, (FETCH,))
+    backend = Branching()
+    report, _ = run(measure(Suite(name="s", tasks=(*tasks, alone)), backend, at_a_time=4))[0]
+    assert (report.n, report.rates["ok"].value) == (13, 1.0)
+    assert sorted((tools, count) for _, tools, count in backend.forked) == [(("clock",), 4), (("clock", "fetch"), 4)]
+    assert sorted(backend.asked) == sorted([*(t.request for t in tasks), "x"])
+    assert sorted(sum(backend.slots.values(), [])) == sorted(t.request for t in tasks)
+    assert set(backend.slots) <= set(range(4))
+
+
+def test_where_the_first_prompt_of_a_catalogue_cannot_be_read_the_others_are_asked_all_the_same() -> None:
+    tasks = tuple(task(text, WANTED, (CLOCK,)) for text in ("down", "one", "two"))
+    backend = Branching()
+    report, attempts = run(measure(Suite(name="s", tasks=tasks), backend, at_a_time=3))[0]
+    assert report.reasons == {"ok": 2, "backend_error": 1}
+    assert "too long" in list(attempts)[0].error
 
 
 def test_one_catalogue_is_asked_on_one_connection() -> None:

@@ -10,7 +10,7 @@ import math
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from queue import SimpleQueue
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from llm_tuner.types import (
     Backend,
     ChatOptions,
     CorruptModel,
+    Forking,
     ModelError,
     RuntimeUnavailable,
     SourceUnreachable,
@@ -49,16 +50,39 @@ def answered(
     questions: Sequence[Question], backend: Backend, options: ChatOptions = GREEDY, at_a_time: int = 1
 ) -> Iterator[Answered]:
     """Every question's attempt as it comes, and the ModelError that made it a failed one. Closing the iterator stops:
-    what is in flight is given up."""
-    lots = _lots(questions, at_a_time)
+    what is in flight is given up.
+
+    A backend that forks reads the prompt of one catalogue once, and `at_a_time` requests go on from there together."""
     if at_a_time == 1:
-        yield from (_ask(question, backend, options) for lot in lots for question in lot)
-        return
+        yield from (_ask(question, backend, options) for lot in _lots(questions, 1) for question in lot)
+    elif isinstance(backend, Forking):
+        for group in _by_catalogue(questions):
+            backends = _forked(group[0].task, backend, min(at_a_time, len(group)))
+            yield from _together([[question] for question in group], backends, options)
+    else:
+        yield from _together(_lots(questions, at_a_time), [backend] * at_a_time, options)
+
+
+def _forked(task: Task, backend: Backend, count: int) -> Sequence[Backend]:
+    if count > 1 and isinstance(backend, Forking):
+        try:
+            return backend.fork(task.messages, task.tools, count)
+        except ModelError:
+            pass  # asked alone it fails again, and that is then the attempt's error
+    return [backend]
+
+
+def _together(
+    waiting: Iterable[list[Question]], backends: Sequence[Backend], options: ChatOptions
+) -> Iterator[Answered]:
+    """Every backend asks one lot after the other, all of them at the same time."""
+    lots, at_a_time = deque(waiting), len(backends)
+    total = sum(map(len, lots))
     done: SimpleQueue[Answered | BaseException] = SimpleQueue()
     stopped = threading.Event()
     ahead = threading.Semaphore(at_a_time)  # answers that nobody has taken yet would be lost with the process
 
-    def work() -> None:
+    def work(backend: Backend) -> None:
         try:
             while not stopped.is_set():
                 try:
@@ -73,10 +97,10 @@ def answered(
         except BaseException as error:  # ours, not the model's: raised where the answers are taken
             done.put(error)
 
-    for _ in range(at_a_time):
-        threading.Thread(target=work, name="llm-tuner-asking", daemon=True).start()
+    for backend in backends:
+        threading.Thread(target=work, args=(backend,), name="llm-tuner-asking", daemon=True).start()
     try:
-        for _ in questions:
+        for _ in range(total):
             one = done.get()
             if isinstance(one, BaseException):
                 raise one
@@ -92,12 +116,9 @@ def _lots(questions: Sequence[Question], at_a_time: int) -> deque[list[Question]
     lots that one connection asks one after the other. A lot ends where the catalogue changes, unless one catalogue has
     more than its share of all questions; there are a few lots for each connection, so that none ends long after the
     others."""
-    by_catalogue: dict[str, list[Question]] = defaultdict(list)
-    for question in questions:
-        by_catalogue[_beginning(question.task)].append(question)
     share, most = (max(1, math.ceil(len(questions) / (of * at_a_time))) for of in (_LOTS, 1))
     lots: list[list[Question]] = [[]]
-    for _, group in sorted(by_catalogue.items()):
+    for group in _by_catalogue(questions):
         if len(lots[-1]) >= share:
             lots.append([])
         for question in group:
@@ -105,6 +126,13 @@ def _lots(questions: Sequence[Question], at_a_time: int) -> deque[list[Question]
                 lots.append([])
             lots[-1].append(question)
     return deque(lots)
+
+
+def _by_catalogue(questions: Iterable[Question]) -> list[list[Question]]:
+    groups: dict[str, list[Question]] = defaultdict(list)
+    for question in questions:
+        groups[_beginning(question.task)].append(question)
+    return [group for _, group in sorted(groups.items())]
 
 
 def _beginning(task: Task) -> str:
