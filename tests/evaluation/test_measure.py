@@ -16,9 +16,9 @@ from llm_tuner.evaluation.measure import latency, measure, measure_all, tally
 from llm_tuner.scoring import gold_attempt
 from llm_tuner.store.suite import Suite
 from llm_tuner.types import (
-    Backend,
     GREEDY,
     Attempt,
+    Backend,
     ChatOptions,
     DataError,
     EmptyData,
@@ -313,7 +313,7 @@ def test_a_backend_that_forks_reads_each_catalogue_once_and_each_slot_is_asked_o
     assert (report.n, report.rates["ok"].value) == (13, 1.0)
     assert sorted((tools, count) for _, tools, count in backend.forked) == [(("clock",), 4), (("clock", "fetch"), 4)]
     assert sorted(backend.asked) == sorted([*(t.request for t in tasks), "x"])
-    assert sorted(sum(backend.slots.values(), [])) == sorted(t.request for t in tasks)
+    assert sorted(text for asked in backend.slots.values() for text in asked) == sorted(t.request for t in tasks)
     assert set(backend.slots) <= set(range(4))
 
 
@@ -322,7 +322,7 @@ def test_where_the_first_prompt_of_a_catalogue_cannot_be_read_the_others_are_ask
     backend = Branching()
     report, attempts = run(measure(Suite(name="s", tasks=tasks), backend, at_a_time=3))[0]
     assert report.reasons == {"ok": 2, "backend_error": 1}
-    assert "too long" in list(attempts)[0].error
+    assert "too long" in next(iter(attempts)).error
 
 
 def test_one_catalogue_is_asked_on_one_connection() -> None:
