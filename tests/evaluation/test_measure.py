@@ -307,7 +307,7 @@ class _Slot:
 
 def test_a_backend_that_forks_reads_each_catalogue_once_and_each_slot_is_asked_one_thing_at_a_time() -> None:
     tasks = tuple(task(f"{n} {i}", WANTED, c) for i in range(6) for n, c in enumerate([(CLOCK,), (CLOCK, FETCH)]))
-    alone = task("x", WANTED, (FETCH,))
+    alone = task("x", WANTED, (FETCH, CLOCK))
     backend = Branching()
     report, _ = run(measure(Suite(name="s", tasks=(*tasks, alone)), backend, at_a_time=4))[0]
     assert (report.n, report.rates["ok"].value) == (13, 1.0)
