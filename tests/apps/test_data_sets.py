@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from llm_tuner.serving.exchanges import Recorder
+from llm_tuner.store.scrub import Scrubber
+from recording import asked, call, calling, heard, user
+
 FORMATS = Path(__file__).parent.parent / "data" / "formats"
 
 
@@ -148,6 +152,10 @@ def test_the_commands_of_the_docs_run(tmp_path: Path) -> None:
     """All of docs/data.md but the one that needs a model."""
     (tmp_path / "chats.jsonl").write_bytes((FORMATS / "openai_log.jsonl").read_bytes())
     (tmp_path / "ToolACE.json").write_bytes((FORMATS / "toolace.json").read_bytes())
+    recorder, said = Recorder(tmp_path / "journal", Scrubber("test")), user("Read a.txt")
+    recorder.record(asked(said, answer=calling(call("read_file", "c1", path="a.txt"))))
+    recorder.record(asked(said, calling(call("read_file", "c1", path="a.txt")), heard("text", "c1"), answer=None))
+    recorder.close()
     text = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines() if line.startswith("llm-tuner data ")]
