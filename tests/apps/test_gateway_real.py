@@ -19,6 +19,7 @@ import uvicorn
 from llm_tuner.apps.gateway import Gateway
 from llm_tuner.apps.gateway.opening import RoleSettings, opened
 from llm_tuner.models.ollama import OllamaServer
+from llm_tuner.models.ollama_templates import GO_TEMPLATES
 from llm_tuner.serving.service import Service
 
 TOOLS = [
@@ -110,7 +111,7 @@ def test_ollama_behind_the_gateway_surfaces_what_it_alone_leaves_as_text(
 ) -> None:
     monkeypatch.setenv("OLLAMA_HOST", ollama_url)
     server = OllamaServer(ollama_url)
-    for _ in server.create("gateway-test", qwen_gguf):
+    for _ in server.create("gateway-test", qwen_gguf, template=GO_TEMPLATES["Qwen2.5"]):
         pass
     try:
         body = {"model": "gateway-test", "messages": ASK["messages"], "tools": TOOLS, "stream": False}
