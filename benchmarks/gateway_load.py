@@ -38,14 +38,13 @@ def main() -> None:
         serve(back_end(), asked.back_end)
         return
     if asked.gateway:
-        serve(gateway(asked.gateway[1], asked.record), int(asked.gateway[0]))
+        serve(gateway(asked.gateway[1]), int(asked.gateway[0]))
         return
     ports = free_ports(2)
     here = [sys.executable, __file__]
-    record = ["--record", asked.record] if asked.record else []
     children = [
         subprocess.Popen([*here, "--back-end", str(ports[0])]),
-        subprocess.Popen([*here, "--gateway", str(ports[1]), f"http://127.0.0.1:{ports[0]}/v1", *record]),
+        subprocess.Popen([*here, "--gateway", str(ports[1]), f"http://127.0.0.1:{ports[0]}/v1"]),
     ]
     try:
         found = asyncio.run(measured(asked, *(f"http://127.0.0.1:{port}" for port in ports)))
@@ -63,7 +62,6 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--seconds", type=float, default=20)
     out.add_argument("--streams", type=int, default=200, help="at the same time (default 200)")
     out.add_argument("--tools", type=int, default=8, help="definitions in each request (default 8)")
-    out.add_argument("--record", default="", metavar="FOLDER", help="record the exchanges there")
     out.add_argument("--json", action="store_true", help="one line")
     out.add_argument("--back-end", type=int, default=0, help=argparse.SUPPRESS)
     out.add_argument("--gateway", nargs=2, default=None, help=argparse.SUPPRESS)
@@ -172,7 +170,7 @@ def back_end() -> Starlette:
     )
 
 
-def gateway(url: str, record: str) -> Any:
+def gateway(url: str) -> Any:
     from llm_tuner.apps.gateway import Gateway
     from llm_tuner.serving.roles import Role, Roles
     from llm_tuner.serving.service import Service

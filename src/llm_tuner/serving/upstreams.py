@@ -21,6 +21,7 @@ from llm_tuner.models.ollama import outgoing as to_ollama
 from llm_tuner.models.openai_wire import incoming_call
 from llm_tuner.models.openai_wire import outgoing as to_openai
 from llm_tuner.serving.grammar import Grammar
+from llm_tuner.serving.ollama_api import OPTIONS
 from llm_tuner.serving.request import Calls, End, Piece, Text
 from llm_tuner.types import (
     Json,
@@ -345,19 +346,7 @@ class OllamaUpstream:
 
 _LLAMA = {"max_tokens": "n_predict", "max_completion_tokens": "n_predict"}
 
-_OLLAMA = {
-    "temperature": "temperature",
-    "top_p": "top_p",
-    "top_k": "top_k",
-    "min_p": "min_p",
-    "seed": "seed",
-    "stop": "stop",
-    "max_tokens": "num_predict",
-    "max_completion_tokens": "num_predict",
-    "frequency_penalty": "frequency_penalty",
-    "presence_penalty": "presence_penalty",
-    "repeat_penalty": "repeat_penalty",
-}
+_OLLAMA = {ours: theirs for theirs, ours in OPTIONS.items()} | {"max_completion_tokens": "num_predict"}
 
 
 def _choice(prompt: Prompt) -> Json:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +11,7 @@ from platformdirs import user_data_path, user_state_path
 from llm_tuner.serving.exchanges import Exchange, Recorder, Repair, Route, Try, new_id
 from llm_tuner.serving.request import ChatRequest
 from llm_tuner.serving.service import Outcome
-from llm_tuner.store import write_atomic
-from llm_tuner.store.scrub import Scrubber
+from llm_tuner.store.scrub import Scrubber, kept_salt
 from llm_tuner.types import Timing
 
 
@@ -70,23 +68,13 @@ def exchange(id_: str, request: ChatRequest, outcome: Outcome) -> Exchange:
 def recording(retention_days: int, folder: Path | None = None) -> Iterator[Recording]:
     """A recording into `folder` (default: the data home), flushed at the end."""
     folder = folder or user_data_path("llm-tuner") / "exchanges"
-    recorder = Recorder(folder, Scrubber(_salt()), retention_days=retention_days)
+    recorder = Recorder(
+        folder, Scrubber(kept_salt(user_state_path("llm-tuner") / "scrub.key")), retention_days=retention_days
+    )
     try:
         yield Recording(folder, recorder)
     finally:
         recorder.close()
-
-
-def _salt() -> str:
-    """The key of the placeholders, the same for all exchanges of this user, and for nobody else to read."""
-    path = user_state_path("llm-tuner") / "scrub.key"
-    try:
-        return path.read_text(encoding="ascii").strip()
-    except FileNotFoundError:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, os.urandom(16).hex())
-        path.chmod(0o600)
-        return path.read_text(encoding="ascii").strip()
 
 
 __all__ = ["Recording", "exchange", "recording"]
