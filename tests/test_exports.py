@@ -1,6 +1,7 @@
 """A trained run -> formats: made once, measured as served, refused by name, never half there; and what people get."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,17 @@ from llm_tuner import exports  # noqa: E402
 from llm_tuner.exports import Base, Export, export, find_trained  # noqa: E402
 from llm_tuner.models.ollama_templates import QWEN_TEMPLATE  # noqa: E402
 from llm_tuner.store import Store, write_jsonl  # noqa: E402
-from llm_tuner.types import DataError, DiskFull, Row, SetupError, TrainingError, content_hash  # noqa: E402
+from llm_tuner.training.base import load_base  # noqa: E402
+from llm_tuner.types import (  # noqa: E402
+    DataError,
+    DiskFull,
+    Pair,
+    Rollout,
+    Row,
+    SetupError,
+    TrainingError,
+    content_hash,
+)
 from peft_adapters import drain, peft_model, save  # noqa: E402
 
 SHA = "0" * 64
@@ -169,7 +180,7 @@ def test_huggingface_loads_the_folders_with_the_trainers_logits(place, gguf, tmp
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from llm_tuner.training.base import load_base, quiet
+    from llm_tuner.training.base import quiet
 
     store, trained = place
     run(Export(kinds=("safetensors", "peft"), weights="float32"), place, gguf, tmp_path)
@@ -200,6 +211,42 @@ def test_a_tokenizer_that_reads_otherwise_is_refused(place, gguf, tmp_path):
     with pytest.raises(TrainingError, match="reads the prompt of task t0 otherwise"):
         save_tokenizer(gguf, tmp_path, [wrong])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["dpo", "grpo on an sft run", "grpo on the base"])
+def test_a_run_of_feedback_is_compared_on_what_it_learned_from(kind, place, gguf, tmp_path):
+    store, trained = Store(tmp_path / "runs"), place[1]
+    inputs, wanted = {"base": SHA}, rows(3)
+    if kind == "dpo":
+        pairs = [Pair(chosen=row, rejected=rows(9)[8], reason="wrong_tool") for row in (*wanted, wanted[0])]
+        with store.write("pairs", {}, {}) as folder:
+            write_jsonl(folder.path / "pairs.jsonl", pairs)
+            folder.outputs.update(pairs="pairs.jsonl")
+        inputs |= {"pairs": folder.run.id, "start": "base"}
+    if kind == "grpo on an sft run":
+        with store.write("train", {}, {"base": SHA}) as folder:
+            write_jsonl(folder.path / "rows.jsonl", wanted)
+            folder.outputs.update(rows="rows.jsonl")
+        inputs |= {"start": folder.run.id}
+    with store.write(kind.split()[0], {}, inputs) as folder:
+        shutil.copytree(place[0].folder(trained) / "adapter", folder.path / "adapter")
+        folder.outputs.update(adapter="adapter")
+        folder.metrics.update(precision="float32")
+        if kind.startswith("grpo"):
+            tries = [Rollout(task_id=row.task_id, rows=(row,), reward=1.0) for row in (*wanted, wanted[0])]
+            tries.append(Rollout(task_id="t8", rows=(rows(9)[8],), reward=0.0))
+            (folder.path / "rollouts" / "000").mkdir(parents=True)
+            write_jsonl(folder.path / "rollouts" / "000" / "rollouts.jsonl", tries)
+            folder.outputs.update(rollouts="rollouts")
+    (made,), _ = run(Export(kinds=("f16",)), (store, folder.run), gguf, tmp_path / "out")
+    assert made.agreement is not None
+    assert made.agreement.rows == 3
+    assert made.agreement.same.n == sum(len(row.completion_ids) for row in wanted)
+
+
+def test_loading_a_base_writes_nothing_of_its_own_to_the_terminal(gguf, capfd):
+    load_base(gguf, torch.float32)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_what_is_wrong_is_told_before_anything_is_written(place, gguf, tmp_path, monkeypatch):

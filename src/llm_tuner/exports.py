@@ -20,7 +20,7 @@ from llm_tuner.evaluation.intervals import METRICS
 from llm_tuner.models.llamacpp import Embedded
 from llm_tuner.models.ollama_templates import GO_TEMPLATES
 from llm_tuner.models.sources.weights import sha256_of
-from llm_tuner.store import Store, disk_full_named, write_atomic
+from llm_tuner.store import Store, disk_full_named, read_jsonl, write_atomic
 from llm_tuner.training.export.adapter import read_config, refuse_inexact
 from llm_tuner.training.export.adapter_file import adapter_gguf
 from llm_tuner.training.export.card import Lineage, Measured, card
@@ -35,8 +35,10 @@ from llm_tuner.types import (
     DataError,
     Event,
     Json,
+    Pair,
     Prediction,
     Report,
+    Rollout,
     Row,
     Run,
     SetupError,
@@ -207,7 +209,7 @@ def _measured(
     if kind == "peft":
         return None, "The PEFT folder holds the trainer's own matrices: there is nothing to compare."
     if yardstick is None:
-        return None, "No rows to compare on: the run kept none, or --rows is 0."
+        return None, "No rows to compare on: neither the run nor the one it began from kept any, or --rows is 0."
     file = folder / "served.jsonl"
     if kind == "safetensors":
         served = yield from predict_folder(folder, yardstick.rows, file)
@@ -329,12 +331,30 @@ class _Asked:
 
 
 def _sample(store: Store, trained: Run, count: int) -> list[Row]:
-    """`count` rows spread over those of the run: the held-out ones where it kept some."""
+    """`count` rows spread over those that the run can be compared on."""
+    rows = _rows_of(store, trained) if count else []
+    return rows[:: max(1, len(rows) // max(1, count))][:count]
+
+
+def _rows_of(store: Store, trained: Run) -> list[Row]:
+    """The run's held-out rows, or those that it trained on: the right answers of its pairs; for a run of rollouts those
+    of the run that it began from, or else its rewarded tries."""
+    folder = store.folder(trained)
     for name in ("held_out_rows", "rows"):
-        if name in trained.outputs and count:
-            rows = read_rows(store.folder(trained) / trained.outputs[name])
-            return list(rows[:: max(1, len(rows) // count)][:count])
-    return []
+        if name in trained.outputs:
+            return list(read_rows(folder / trained.outputs[name]))
+    before = {run.id: run for run in store.runs()}
+    paired, start = (before.get(trained.inputs.get(name, "")) for name in ("pairs", "start"))
+    rows: list[Row] = []
+    if paired is not None:
+        rows = [pair.chosen for pair in read_jsonl(store.folder(paired) / paired.outputs["pairs"], Pair)]
+    elif start is not None:
+        return _rows_of(store, start)
+    elif "rollouts" in trained.outputs:
+        files = sorted((folder / trained.outputs["rollouts"]).glob("*/rollouts.jsonl"))
+        tries = [rollout for file in files for rollout in read_jsonl(file, Rollout)]
+        rows = [row for rollout in tries if rollout.reward > 0 for row in rollout.rows]
+    return list({row.fingerprint: row for row in rows}.values())
 
 
 # --------------------------------------------------------------------------------------------------------- the lineage

@@ -365,11 +365,17 @@ def test_the_user_s_own_targets(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_real_ollama_server_is_timed(
     ollama_url: str,
     smol_gguf: Path,
+    qwen_gguf: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    list(OllamaServer(ollama_url).create("smol-timed", smol_gguf, template=QWEN_TEMPLATE))
+    """Also where other models are loaded, one of them of the same file: that one's name stands in /api/ps."""
+    server = OllamaServer(ollama_url)
+    for name, file in (("smol-timed", smol_gguf), ("smol-first", smol_gguf), ("qwen-other", qwen_gguf)):
+        list(server.create(name, file, template=QWEN_TEMPLATE))
+    for name in ("qwen-other", "smol-first"):
+        server.ask("POST", "/api/generate", {"model": name, "options": {"num_ctx": 1024}}, model=name)
     monkeypatch.setenv("OLLAMA_HOST", ollama_url)
     tool = ToolSpec(name="get_weather", description="The weather of a city, now and in the next days. " * 5)
     asked = (Message(role="user", text=f"What is the weather in {city}?") for city in ("Oslo", "Lima", "Rome", "Bern"))

@@ -38,6 +38,7 @@ from llm_tuner.types import (
     ChatOptions,
     EmptyData,
     Event,
+    Json,
     Message,
     ModelError,
     Reply,
@@ -292,11 +293,7 @@ def _served(located: Located, backend: Backend, here: dict[str, str]) -> _Served
 def _served_by_ollama(backend: Ollama) -> _Served:
     shown = backend.server.show(backend.name)
     details, info = shown.get("details") or {}, shown.get("model_info") or {}
-    names = (backend.name, f"{backend.name}:latest")
-    running = backend.server.running()
-    loaded = next((model for model in running if model.get("name") in names), None)
-    if loaded is None and len(running) == 1:  # a file that two names share is listed under the one that loaded it
-        loaded = running[0]
+    loaded = _loaded_by_ollama(backend, str(shown.get("modelfile", "")))
     device: Device = "unknown"
     if loaded is not None and loaded.get("size"):  # partly on the CPU counts as CPU: the slower part decides
         device = "gpu" if loaded.get("size_vram", 0) >= loaded["size"] else "cpu"
@@ -306,6 +303,23 @@ def _served_by_ollama(backend: Ollama) -> _Served:
         parameters=int(info.get("general.parameter_count") or 0),
         quantisation=str(details.get("quantization_level") or ""),
     )
+
+
+def _loaded_by_ollama(backend: Ollama, modelfile: str) -> dict[str, Json] | None:
+    """The entry of `/api/ps`: of a file that two names share, Ollama lists only the one that loaded it."""
+    running = backend.server.running()
+    for model in running:
+        if model.get("name") in (backend.name, f"{backend.name}:latest"):
+            return model
+    files = _files(modelfile)
+    for model in running:
+        if files and files == _files(str(backend.server.show(str(model.get("name"))).get("modelfile", ""))):
+            return model
+    return None
+
+
+def _files(modelfile: str) -> list[str]:
+    return [line for line in modelfile.splitlines() if line.startswith("FROM ")]
 
 
 # ------------------------------------------------------------------------------------------------------------- timing

@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +129,11 @@ def load_base(gguf: Path, dtype: Any, device: Any = "cpu") -> Any:
 def quiet() -> Iterator[None]:
     """Keeps the libraries' own progress bars and notices off the terminal: progress is ours to report."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers import modeling_gguf_pytorch_utils as gguf_reader
     from transformers.utils import logging as hf_logging
 
+    bar = gguf_reader.tqdm  # not one of those that disable_progress_bar() reaches
+    gguf_reader.tqdm = partial(bar, disable=True)
     level = hf_logging.get_verbosity()
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
@@ -139,4 +143,5 @@ def quiet() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
+        gguf_reader.tqdm = bar
         hf_logging.set_verbosity(level)
