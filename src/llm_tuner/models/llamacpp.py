@@ -59,8 +59,10 @@ class Embedded:
     """A GGUF file as a Backend and a Renderer. Starts on construction, ends on `close()`, after `with`, or with us.
 
     `context` is the window of each of `slots` parallel requests, in tokens; with several it can `fork`. `adapters` are
-    LoRA GGUFs, all applied at scale 1. `threads` 0 means the physical cores. `startup_timeout` and `timeout` (of one
-    answer) are seconds.
+    LoRA GGUFs, all applied at scale 1. `threads` 0 means the physical cores. `states` is a folder where the server may
+    save what its slots hold (`/slots/N?action=save`); with several slots it has one of its own otherwise. `speculation`:
+    what stands in the prompt already is guessed and checked in one go, which changes no greedy answer.
+    `startup_timeout` and `timeout` (of one answer) are seconds.
 
     Raises MissingExtra without xllamacpp, CorruptModel for a file that llama.cpp cannot load, RuntimeUnavailable when
     the child cannot start. Safe to use from several threads.
@@ -75,6 +77,8 @@ class Embedded:
         adapters: Sequence[Path] = (),
         threads: int = 0,
         slots: int = 1,
+        states: Path | None = None,
+        speculation: bool = False,
         startup_timeout: float = 120,
         timeout: float = 600,
     ) -> None:
@@ -88,8 +92,11 @@ class Embedded:
         self._context = context
         self._slots = slots
         self._forking = threading.Lock()
-        prompts = tempfile.mkdtemp(prefix="llm-tuner-prompts-") if slots > 1 else ""
-        if prompts:
+        prompts, self._emptied = str(states or ""), None
+        if states is not None:
+            states.mkdir(parents=True, exist_ok=True, mode=0o700)
+        elif slots > 1:
+            prompts = tempfile.mkdtemp(prefix="llm-tuner-prompts-")
             self._emptied = weakref.finalize(self, shutil.rmtree, prompts, ignore_errors=True)
         self._child = _Child(
             {
@@ -97,6 +104,7 @@ class Embedded:
                 "context": context,
                 "slots": slots,
                 "prompts": prompts,
+                "speculation": speculation,
                 "threads": threads or _cores(),
                 "adapters": [str(path) for path in adapters],
             }
@@ -224,7 +232,7 @@ class Embedded:
         """End the child and give its memory back. May be called again."""
         self._http.close()
         self._finalizer()
-        if self._slots > 1:
+        if self._emptied is not None:
             self._emptied()
 
     def __enter__(self) -> Embedded:

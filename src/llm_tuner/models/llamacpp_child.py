@@ -14,6 +14,9 @@ import threading
 import time
 from typing import Any
 
+AGREED, GUESSED = 2, 8
+"""Tokens that must agree with a place of the prompt, and how many of those behind it are guessed then."""
+
 
 def main() -> None:
     """Serve until standard input ends."""
@@ -57,6 +60,9 @@ def _serve(settings: dict[str, Any]) -> Any:
     params.warmup = False
     params.cpuparams.n_threads = settings["threads"]
     params.cpuparams_batch.n_threads = settings["threads"]
+    if settings["speculation"]:
+        params.speculative.types = [xllamacpp.common_speculative_type.COMMON_SPECULATIVE_TYPE_NGRAM_SIMPLE]
+        params.speculative.ngram_simple.size_n, params.speculative.ngram_simple.size_m = AGREED, GUESSED
     if settings["adapters"]:
         params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path, 1.0) for path in settings["adapters"]]
     return xllamacpp.Server(params)

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import httpx2
@@ -22,6 +23,7 @@ from llm_tuner.models.openai_wire import incoming_call
 from llm_tuner.models.openai_wire import outgoing as to_openai
 from llm_tuner.serving.grammar import Grammar
 from llm_tuner.serving.ollama_api import OPTIONS
+from llm_tuner.serving.pins import Pins
 from llm_tuner.serving.request import Calls, End, Piece, Text
 from llm_tuner.types import (
     Json,
@@ -33,6 +35,7 @@ from llm_tuner.types import (
     ToolSpec,
     UnknownModel,
     Usage,
+    content_hash,
 )
 
 
@@ -186,6 +189,9 @@ class OpenAIUpstream:
         return await self._client.ask("POST", "/embeddings", body | {"model": self.name})
 
     def stream(self, prompt: Prompt) -> AsyncIterator[Piece]:
+        return self._chat(self._body(prompt))
+
+    def _body(self, prompt: Prompt) -> dict[str, Json]:
         body: dict[str, Json] = {
             "model": self.name,
             "messages": [to_openai(message) for message in prompt.messages],
@@ -197,7 +203,7 @@ class OpenAIUpstream:
             body["tools"] = [tool.openai() for tool in prompt.tools]
             body["parallel_tool_calls"] = prompt.parallel
             body["tool_choice"] = _choice(prompt)
-        return self._chat(body)
+        return body
 
     async def _chat(self, body: dict[str, Json]) -> AsyncIterator[Piece]:
         calls: dict[int, dict[str, Any]] = {}
@@ -224,27 +230,46 @@ class OpenAIUpstream:
 class LlamaCppUpstream(OpenAIUpstream):
     """llama.cpp's own server. A prompt with a grammar is rendered by the server, and completed under it: its chat
     endpoint takes no lazy grammar from outside. `window` is what one request may fill; `count` says what tools take of
-    it, where somebody can."""
+    it, where somebody can. Each of its `slots` keeps to one beginning (tools and system message); `states` is the
+    folder in which the server saves them, of this model file and window alone."""
 
     constrains = True
 
     def __init__(
-        self, model: str, address: str, *, window: int, count: Count | None = None, seconds: float = LONGEST
+        self,
+        model: str,
+        address: str,
+        *,
+        window: int,
+        count: Count | None = None,
+        slots: int = 1,
+        states: Path | None = None,
+        seconds: float = LONGEST,
     ) -> None:
         super().__init__(model, f"{address.rstrip('/')}/v1", window=window, seconds=seconds)
         self.count = count
         self._own = _Client(address, seconds=seconds)
+        self.pins = Pins(slots, self._act, states)
 
     async def close(self) -> None:
+        await self.pins.close()
         await super().close()
         await self._own.close()
 
-    def stream(self, prompt: Prompt) -> AsyncIterator[Piece]:
-        if prompt.grammar is None:
-            return super().stream(prompt)
-        return self._held(prompt, prompt.grammar)
+    async def stream(self, prompt: Prompt) -> AsyncIterator[Piece]:
+        async with self.pins.slot(_beginning(prompt)) as slot:
+            if prompt.grammar is None:
+                pieces = self._chat(self._body(prompt) | {"id_slot": slot.number, "cache_prompt": True})
+            else:
+                pieces = self._held(prompt, prompt.grammar, slot.number)
+            async for piece in pieces:
+                slot.read = True
+                yield piece
 
-    async def _held(self, prompt: Prompt, grammar: Grammar) -> AsyncIterator[Piece]:
+    async def _act(self, slot: int, action: str, file: str) -> object:
+        return await self._own.ask("POST", f"/slots/{slot}?action={action}", {"filename": file})
+
+    async def _held(self, prompt: Prompt, grammar: Grammar, slot: int) -> AsyncIterator[Piece]:
         shown: dict[str, Json] = {"messages": [to_openai(message) for message in prompt.messages]}
         if prompt.tools:
             shown |= {"tools": [tool.openai() for tool in prompt.tools], "parallel_tool_calls": prompt.parallel}
@@ -253,6 +278,7 @@ class LlamaCppUpstream(OpenAIUpstream):
             **{_LLAMA.get(key, key): value for key, value in prompt.sampling.items()},
             "prompt": rendered["prompt"],
             "stream": True,
+            "id_slot": slot,
             "cache_prompt": True,
             **grammar.llama_cpp(),
         }
@@ -347,6 +373,12 @@ class OllamaUpstream:
 _LLAMA = {"max_tokens": "n_predict", "max_completion_tokens": "n_predict"}
 
 _OLLAMA = {ours: theirs for theirs, ours in OPTIONS.items()} | {"max_completion_tokens": "num_predict"}
+
+
+def _beginning(prompt: Prompt) -> str:
+    """What the prompts of one client begin with: its tools, and what the system message says."""
+    first = prompt.messages[0].text if prompt.messages and prompt.messages[0].role == "system" else ""
+    return content_hash([first, [tool.fingerprint for tool in prompt.tools]])
 
 
 def _choice(prompt: Prompt) -> Json:

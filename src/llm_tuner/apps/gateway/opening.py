@@ -20,17 +20,19 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from platformdirs import user_cache_path
 from pydantic import Field, ValidationError
 
 from llm_tuner.evaluation.target import Target, locate
 from llm_tuner.serving.roles import Role, Roles
 from llm_tuner.serving.upstreams import LlamaCppUpstream, OllamaUpstream, OpenAIUpstream, Upstream
-from llm_tuner.types import Event, SetupError, Value
+from llm_tuner.store import versions
+from llm_tuner.types import Event, SetupError, Value, content_hash
 
 
 class RoleSettings(Value):
     """One role: exactly one of `ollama`, `base_url` with `model`, or `model` alone. `window` is tokens, of each of
-    `at_once` requests at a time."""
+    `at_once` requests at a time. `speculation` is for the embedded runtime (models/llamacpp.py)."""
 
     model: str = ""
     ollama: str = ""
@@ -38,6 +40,7 @@ class RoleSettings(Value):
     window: int = Field(8192, ge=512)
     at_once: int = Field(1, ge=1)
     threads: int = Field(0, ge=0)
+    speculation: bool = True
 
 
 def read_roles(path: Path) -> dict[str, RoleSettings]:
@@ -81,6 +84,7 @@ def _upstream(settings: RoleSettings, stack: ExitStack) -> Generator[Event, None
         from llm_tuner.models.llamacpp import Embedded
         from llm_tuner.models.window import Meter
 
+        states = _states(located.gguf, settings.window)
         embedded = stack.enter_context(
             Embedded(
                 located.gguf,
@@ -88,9 +92,18 @@ def _upstream(settings: RoleSettings, stack: ExitStack) -> Generator[Event, None
                 context=settings.window,
                 threads=settings.threads,
                 slots=settings.at_once,
+                states=states,
+                speculation=settings.speculation,
             )
         )
-        return LlamaCppUpstream(embedded.name, embedded.address, window=settings.window, count=Meter(embedded))
+        return LlamaCppUpstream(
+            embedded.name,
+            embedded.address,
+            window=settings.window,
+            count=Meter(embedded),
+            slots=settings.at_once,
+            states=states,
+        )
     if settings.ollama:
         from llm_tuner.models.ollama import OllamaServer
 
@@ -99,3 +112,10 @@ def _upstream(settings: RoleSettings, stack: ExitStack) -> Generator[Event, None
         server.close()
         return OllamaUpstream(settings.ollama, server.url, window=settings.window)
     return OpenAIUpstream(settings.model, settings.base_url, os.environ.get("OPENAI_API_KEY", ""))
+
+
+def _states(gguf: Path, window: int) -> Path:
+    """Where the prompts that this file has read are kept: of another file, window or build they would be nonsense."""
+    found = gguf.stat()
+    made_of = [str(gguf.resolve()), found.st_size, found.st_mtime_ns, window, versions().get("xllamacpp", "")]
+    return user_cache_path("llm-tuner") / "prompts" / content_hash(made_of)
