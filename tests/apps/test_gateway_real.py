@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import psutil
 import pytest
 import uvicorn
 
@@ -102,6 +103,48 @@ def test_the_embedded_model_calls_free_held_and_required(qwen_gguf: Path) -> Non
         long = ASK | {"messages": [{"role": "user", "content": "word " * 4000}]}
         refused = httpx2.post(f"{url}/v1/chat/completions", json=long, timeout=60, trust_env=False)
         assert (refused.status_code, refused.json()["error"]["code"]) == (400, "context_length_exceeded")
+
+
+@pytest.mark.weights
+def test_what_was_read_once_is_not_read_again_after_a_restart(
+    qwen_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def cached(url: str, city: str, tools: list[Any] = TOOLS) -> int:
+        body = ASK | {"messages": [{"role": "user", "content": f"What is the weather in {city}?"}], "tools": tools}
+        answer = httpx2.post(f"{url}/v1/chat/completions", json=body, timeout=300, trust_env=False).json()
+        assert called(answer["choices"][0])[1] == {"city": city}
+        return int(answer["usage"]["prompt_tokens_details"]["cached_tokens"])
+
+    settings = RoleSettings(model=str(qwen_gguf), window=2048)
+    with gateway(settings) as url:
+        assert cached(url, "Paris") == 0
+        common = cached(url, "Lima")
+        assert common > 150
+        assert cached(url, "Oslo", TOOLS[:1]) < common  # another tool set takes the only slot,
+        assert cached(url, "Rome") >= common  # and gives it back as it was
+    with gateway(settings) as url:
+        assert cached(url, "Bern") >= common
+
+
+@pytest.mark.weights
+def test_a_model_that_dies_in_the_middle_of_an_answer_is_told_and_comes_back(qwen_gguf: Path, tmp_path: Path) -> None:
+    body = ASK | {"messages": [{"role": "user", "content": "Count from 1 to 500."}], "stream": True, "max_tokens": 900}
+    del body["tools"]
+    with gateway(RoleSettings(model=str(qwen_gguf), window=2048)) as url:
+        lines = []
+        with httpx2.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=300, trust_env=False) as answer:
+            for line in answer.iter_lines():
+                lines += [line] if line else []
+                if len(lines) == 3:
+                    (child,) = [p for p in psutil.Process().children() if "llamacpp_child" in " ".join(p.cmdline())]
+                    child.kill()
+        assert json.loads(lines[-1].removeprefix("data: "))["error"]["type"] in (
+            "upstream_error",
+            "upstream_unavailable",
+        )
+        assert called(chat(url, ASK)) == ("get_weather", {"city": "Paris"})
 
 
 @pytest.mark.weights

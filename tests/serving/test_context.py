@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 
+from llm_tuner.models.signatures import LIKELY
 from llm_tuner.models.window import guessed
-from llm_tuner.serving.context import Context
+from llm_tuner.serving.context import Context, Mode
 from llm_tuner.serving.request import Calls, ChatRequest, Piece
 from llm_tuner.serving.roles import Role, Roles
 from llm_tuner.serving.scripted import ScriptedUpstream
 from llm_tuner.serving.service import Outcome, Service
-from llm_tuner.types import Message, PromptTooLong, ToolCall, ToolSpec
+from llm_tuner.types import Message, PromptTooLong, ToolCall, ToolResult, ToolSpec
 
 VERBS = ("create", "delete", "list", "rename", "archive", "share")
 NOUNS = ("invoice", "branch", "calendar event", "photo", "playlist", "printer", "ticket", "server", "webhook", "vault")
@@ -41,6 +43,46 @@ def test_compact_shows_every_tool_in_the_system_message_and_checks_against_the_o
     shown = Context("compact")(asked("x"), ScriptedUpstream())
     assert (shown.tools, shown.offered, shown.form) == ((), TOOLS, "compact")
     assert "archive_webhook(" in shown.messages[0].text
+
+
+def test_hints_stand_behind_the_request_and_nothing_before_them_ever_changes() -> None:
+    context, upstream = Context("hint"), ScriptedUpstream()
+    first = context(asked("Delete the photo 7"), upstream)
+    assert (first.tools, first.offered, first.left_out, first.form) == ((), TOOLS, (), "hint")
+    system, user = first.messages
+    assert "archive_webhook(" in system.text
+    request, _, hints = user.text.partition(f"\n\n{LIKELY}\n")
+    assert request == "Delete the photo 7"
+    assert "delete_photo" in [json.loads(line)["name"] for line in hints.splitlines()]
+    call = ToolCall(name="delete_photo", arguments={"id": "7"}, id="c")
+    done = Message(role="tool", result=ToolResult(call_id="c", content="gone"))
+    more = (Message(role="assistant", tool_calls=(call,)), done, Message(role="user", text="Now share the vault."))
+    later = context(asked("Delete the photo 7", *more), upstream)
+    assert later.messages[:2] == first.messages
+    assert later.messages[2:4] == more[:2]
+    assert "share_vault" in later.messages[4].text
+
+
+@pytest.mark.parametrize("mode", ["full", "fit", "hint", "compact"])
+def test_a_template_without_a_place_for_tools_gets_everything_in_words(mode: Mode) -> None:
+    upstream = ScriptedUpstream()
+    upstream.shows_tools = False
+    call = ToolCall(name="delete_photo", arguments={"id": "7"}, id="c")
+    done = Message(role="tool", result=ToolResult(call_id="c", content="gone"))
+    asking = asked("Delete the photo 7", Message(role="assistant", tool_calls=(call,)), done)
+    shown = Context(mode, budget=600)(asking, upstream)
+    assert shown.tools == ()
+    assert "delete_photo(id?: str)" in shown.messages[0].text
+    assert [(m.role, bool(m.tool_calls), m.result) for m in shown.messages[2:]] == [
+        ("assistant", False, None),
+        ("user", False, None),
+    ]
+    written = shown.messages[2].text
+    assert json.loads(written.removeprefix("<tool_call>\n").removesuffix("\n</tool_call>")) == {
+        "name": "delete_photo",
+        "arguments": {"id": "7"},
+    }
+    assert shown.messages[3].text == "<tool_response>\ngone\n</tool_response>"
 
 
 @pytest.mark.parametrize(

@@ -395,7 +395,8 @@ def test_serving_does_not_wait_for_a_slow_disk(tmp_path: Path, monkeypatch: pyte
     one.close()
     damage: list[str] = []
     assert len(list(read(tmp_path, damage))) == 51
-    assert [sentence.split(": ")[1].split()[0] for sentence in damage] == ["30", "1"]
+    told = [int(sentence.split(": ")[1].split()[0]) for sentence in damage]  # the flush above may cut the 30 in two
+    assert (sum(told[:-1]), told[-1]) == (30, 1)
 
 
 def test_a_disk_that_takes_long_to_sync_keeps_nothing_in_memory(

@@ -60,8 +60,8 @@ class Embedded:
 
     `context` is the window of each of `slots` parallel requests, in tokens; with several it can `fork`. `adapters` are
     LoRA GGUFs, all applied at scale 1. `threads` 0 means the physical cores. `states` is a folder where the server may
-    save what its slots hold (`/slots/N?action=save`); with several slots it has one of its own otherwise. `speculation`:
-    what stands in the prompt already is guessed and checked in one go, which changes no greedy answer.
+    save what its slots hold (`/slots/N?action=save`); with several slots it has one of its own otherwise.
+    `speculation`: what stands in the prompt already is guessed and checked in one go, which changes no greedy answer.
     `startup_timeout` and `timeout` (of one answer) are seconds.
 
     Raises MissingExtra without xllamacpp, CorruptModel for a file that llama.cpp cannot load, RuntimeUnavailable when
@@ -98,25 +98,18 @@ class Embedded:
         elif slots > 1:
             prompts = tempfile.mkdtemp(prefix="llm-tuner-prompts-")
             self._emptied = weakref.finalize(self, shutil.rmtree, prompts, ignore_errors=True)
-        self._child = _Child(
-            {
-                "gguf": str(gguf),
-                "context": context,
-                "slots": slots,
-                "prompts": prompts,
-                "speculation": speculation,
-                "threads": threads or _cores(),
-                "adapters": [str(path) for path in adapters],
-            }
-        )
-        self._finalizer = weakref.finalize(self, self._child.stop)
-        self.address = self._started(gguf, startup_timeout)
-        """Base URL of the child's own server, which also speaks OpenAI's API under /v1."""
-        # Loopback never goes through a proxy.
-        self._http = httpx2.Client(
-            base_url=self.address, timeout=httpx2.Timeout(timeout, connect=10), trust_env=False, follow_redirects=False
-        )
-        weakref.finalize(self, self._http.close)
+        self._settings: dict[str, Json] = {
+            "gguf": str(gguf),
+            "context": context,
+            "slots": slots,
+            "prompts": prompts,
+            "speculation": speculation,
+            "threads": threads or _cores(),
+            "adapters": [str(path) for path in adapters],
+        }
+        self._gguf, self._startup_timeout, self._timeout = gguf, startup_timeout, timeout
+        self._reviving = threading.Lock()
+        self._start()
         self.leading = self._leading_token()
         """The text of the token (BOS) that the server puts before every prompt; "" where it adds none."""
         self._ends: frozenset[int] | None = None
@@ -124,6 +117,28 @@ class Embedded:
     @property
     def name(self) -> str:
         return self._name
+
+    def _start(self) -> None:
+        self._child = _Child(self._settings)
+        self._finalizer = weakref.finalize(self, self._child.stop)
+        self.address = self._started(self._gguf, self._startup_timeout)
+        """Base URL of the child's own server, which also speaks OpenAI's API under /v1."""
+        # Loopback never goes through a proxy.
+        timeout = httpx2.Timeout(self._timeout, connect=10)
+        self._http = httpx2.Client(base_url=self.address, timeout=timeout, trust_env=False, follow_redirects=False)
+        weakref.finalize(self, self._http.close)
+
+    def revive(self) -> str:
+        """Starts the child again if it has ended, and says where it is; its slots are empty then. Raises what starting
+        raises, and RuntimeUnavailable after `close()`."""
+        with self._reviving:
+            if not self._finalizer.alive:
+                raise RuntimeUnavailable(f"{self._name} is closed. Make a new Embedded to ask it again.")
+            if self._child.process.poll() is not None:
+                self._http.close()
+                self._finalizer()
+                self._start()
+            return self.address
 
     @property
     def pid(self) -> int:

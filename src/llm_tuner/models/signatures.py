@@ -7,7 +7,7 @@ from here, and a short form is only shown: calls are validated against the tool'
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, get_args
 
 from llm_tuner.types import Json, Message, ToolSpec, canonical_json
@@ -31,6 +31,9 @@ Return each call as JSON with the function's name and arguments inside tags:
 <tool_call>
 {"name": <name>, "arguments": <arguments>}
 </tool_call>"""
+
+LIKELY = "Functions that may fit this:"
+"""What stands before the definitions of likely tools in the hinted form."""
 
 _TYPES = {"string": "str", "integer": "int", "number": "num", "boolean": "bool", "null": "null"}
 _DEPTH = 3
@@ -74,6 +77,37 @@ def shown(
         first = messages[0].model_copy(update={"text": f"{messages[0].text}\n\n{text}"})
         return (first, *messages[1:]), ()
     return (Message(role="system", text=text), *messages), ()
+
+
+def hinted(
+    messages: Sequence[Message], tools: Sequence[ToolSpec], likely: Callable[[Sequence[Message]], Sequence[ToolSpec]]
+) -> tuple[Message, ...]:
+    """The compact rendering for models that were not trained on it: behind each thing that the user said stand the
+    compressed definitions of the tools that are `likely` for the conversation up to there. Nothing that stood before
+    changes when a conversation grows, so that a server's prompt cache holds."""
+    out: list[Message] = []
+    for message in messages:
+        out.append(message)
+        if message.role == "user" and (found := likely(out)):
+            lines = "\n".join(canonical_json(compressed(tool).openai()["function"]) for tool in found)
+            out[-1] = message.model_copy(update={"text": f"{message.text}\n\n{LIKELY}\n{lines}"})
+    return shown(out, tools, "compact")[0]
+
+
+def in_words(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """The conversation for a chat template that knows nothing of tools: calls are text in the form that FOOTER asks
+    for, and what a tool said is said by the user, in tags."""
+    out: list[Message] = []
+    for message in messages:
+        if message.result is not None:
+            text = f"<tool_response>\n{message.result.content}\n</tool_response>"
+            message = Message(role="user", text=text)
+        elif message.tool_calls:
+            calls = (canonical_json({"name": call.name, "arguments": call.arguments}) for call in message.tool_calls)
+            lines = [message.text, *(f"<tool_call>\n{call}\n</tool_call>" for call in calls)]
+            message = message.model_copy(update={"text": "\n".join(filter(None, lines)), "tool_calls": ()})
+        out.append(message)
+    return tuple(out)
 
 
 def catalogue_text(tools: Sequence[ToolSpec], words: int = PURPOSE_WORDS) -> str:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Literal, TypeVar
 
 from llm_tuner.models.fitting import Count, fit
-from llm_tuner.models.signatures import Rendering, catalogue_text, shown
+from llm_tuner.models.signatures import Rendering, catalogue_text, hinted, in_words, shown
 from llm_tuner.models.window import guessed
 from llm_tuner.serving.request import ChatRequest
 from llm_tuner.serving.service import Shown, as_they_are
@@ -24,7 +24,7 @@ from llm_tuner.types import Message, PromptTooLong, ToolSpec, content_hash
 
 T = TypeVar("T")
 
-Mode = Literal["full", "fit", "compact"]
+Mode = Literal["full", "fit", "compact", "hint"]
 
 BUDGET = 1_900
 """Tokens of the tools in mode "fit", unless told otherwise: 85 % less than the reference hub's 73 definitions."""
@@ -38,6 +38,9 @@ BYTES_A_TOKEN = 3.5
 FOUND = 3
 """So many tools a search adds."""
 
+LIKELY = 3
+"""So many definitions stand behind a request in mode "hint"."""
+
 _CONVERSATIONS = 256
 _CATALOGUES = 16
 
@@ -45,7 +48,9 @@ _CATALOGUES = 16
 class Context:
     """A `service.Fit`. "full" shows every tool in the server's template; "fit" those that the request is likeliest to
     need, within `budget` tokens, all of them where there is room; "compact" every tool as one signature line in the
-    system message, which a model must have been trained on.
+    system message, which a model must have been trained on; "hint" the same, with the definitions of the LIKELY
+    likeliest behind each thing that the user said, for any model: the prompt's beginning never changes. A model whose
+    template has no place for tools (`shows_tools` is False) is hinted where it should be shown definitions.
 
     Raises PromptTooLong where not even the tools that must be there leave room in the window.
     """
@@ -57,12 +62,19 @@ class Context:
         self._lock = threading.Lock()
 
     def __call__(self, request: ChatRequest, upstream: Upstream) -> Shown:
-        if self.mode == "full":
+        mode, offered = self.mode, request.offered
+        wordless = not upstream.shows_tools
+        if wordless and mode in ("full", "fit"):
+            mode = "hint"
+        if mode == "full":
             return as_they_are(request, upstream)
-        offered = request.offered
-        if self.mode == "compact":
-            return _shown(request, offered, "compact", ())
+        if mode == "compact":
+            found = _shown(request, offered, "compact", ())
+            return replace(found, messages=in_words(found.messages)) if wordless else found
         catalogue = content_hash([tool.fingerprint for tool in offered])
+        if mode == "hint":
+            found = self._hinted(request, self._index(catalogue, offered))
+            return replace(found, messages=in_words(found.messages)) if wordless else found
         conversation = content_hash([catalogue, upstream.name, *_beginning(request.messages)])
         with self._lock:
             before = self._before.get(conversation, ())
@@ -92,6 +104,13 @@ class Context:
             return words, fitted([tool.name for tool in hits])
 
         return fitted((request.named,) if request.named else ())
+
+    def _hinted(self, request: ChatRequest, known: Index) -> Shown:
+        def likely(messages: Sequence[Message]) -> Sequence[ToolSpec]:
+            chosen = {tool.name for tool in known.rank(messages)[:LIKELY]}
+            return [tool for tool in known.tools if tool.name in chosen]
+
+        return Shown(hinted(request.messages, request.offered, likely), (), request.offered, (), "hint")
 
     def _room(self, request: ChatRequest, upstream: Upstream) -> int:
         """The budget, or what the window leaves where that is less."""

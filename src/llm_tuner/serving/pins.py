@@ -72,6 +72,11 @@ class Pins:
             self._saving.add(task)
             task.add_done_callback(self._saving.discard)
 
+    def forget(self) -> None:
+        """The server began anew: its slots are empty."""
+        for slot in self._slots.values():
+            slot.beginning = ""
+
     async def close(self) -> None:
         """Waits for what is being saved."""
         await asyncio.gather(*self._saving, return_exceptions=True)

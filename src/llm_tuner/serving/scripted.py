@@ -19,6 +19,7 @@ class ScriptedUpstream:
     ) -> None:
         self.name, self.window, self.constrains = name, window, constrains
         self._answers, self._size = list(answers) or ["Hello."], size
+        self.shows_tools = True
         self.prompts: list[Prompt] = []
         self.closed = 0
         """Streams that were closed before their end."""

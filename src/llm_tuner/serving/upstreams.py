@@ -7,8 +7,9 @@ none keeps a client beyond the time limit.
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,7 +64,7 @@ class Prompt:
 
 class Upstream(Protocol):
     """A model as a server offers it. `window` is the context in tokens, 0 where the server decides. `constrains`:
-    `Prompt.grammar` is honoured.
+    `Prompt.grammar` is honoured. `shows_tools`: its chat template has a place for `Prompt.tools`.
 
     `stream` raises RuntimeUnavailable where no server answers, UnknownModel, PromptTooLong, and ModelError for all else
     that the server complains about or breaks off with, also in the middle."""
@@ -71,6 +72,7 @@ class Upstream(Protocol):
     name: str
     window: int
     constrains: bool
+    shows_tools: bool
 
     def stream(self, prompt: Prompt) -> AsyncIterator[Piece]: ...
 
@@ -164,6 +166,7 @@ class OpenAIUpstream:
     """A model of any server that speaks OpenAI's chat API. `url` up to and including the version."""
 
     constrains = False
+    shows_tools = True
 
     def __init__(self, model: str, url: str, key: str = "", *, window: int = 0, seconds: float = LONGEST) -> None:
         self.name, self.window = model, window
@@ -231,7 +234,8 @@ class LlamaCppUpstream(OpenAIUpstream):
     """llama.cpp's own server. A prompt with a grammar is rendered by the server, and completed under it: its chat
     endpoint takes no lazy grammar from outside. `window` is what one request may fill; `count` says what tools take of
     it, where somebody can. Each of its `slots` keeps to one beginning (tools and system message); `states` is the
-    folder in which the server saves them, of this model file and window alone."""
+    folder in which the server saves them, of this model file and window alone. `revive` starts a server of ours that
+    ended again and says where it is; the request that finds it dead goes on then."""
 
     constrains = True
 
@@ -244,12 +248,14 @@ class LlamaCppUpstream(OpenAIUpstream):
         count: Count | None = None,
         slots: int = 1,
         states: Path | None = None,
+        revive: Callable[[], str] | None = None,
         seconds: float = LONGEST,
     ) -> None:
         super().__init__(model, f"{address.rstrip('/')}/v1", window=window, seconds=seconds)
         self.count = count
         self._own = _Client(address, seconds=seconds)
         self.pins = Pins(slots, self._act, states)
+        self._revive = revive
 
     async def close(self) -> None:
         await self.pins.close()
@@ -257,6 +263,7 @@ class LlamaCppUpstream(OpenAIUpstream):
         await self._own.close()
 
     async def stream(self, prompt: Prompt) -> AsyncIterator[Piece]:
+        await self._revived()
         async with self.pins.slot(_beginning(prompt)) as slot:
             if prompt.grammar is None:
                 pieces = self._chat(self._body(prompt) | {"id_slot": slot.number, "cache_prompt": True})
@@ -265,6 +272,21 @@ class LlamaCppUpstream(OpenAIUpstream):
             async for piece in pieces:
                 slot.read = True
                 yield piece
+
+    async def alive(self) -> bool:
+        try:
+            await self._revived()
+        except ModelError:
+            return False
+        return await super().alive()
+
+    async def _revived(self) -> None:
+        if self._revive is None:
+            return
+        address = await asyncio.to_thread(self._revive)
+        if address != self._own.url:
+            self._own.url, self._client.url = address, f"{address}/v1"
+            self.pins.forget()
 
     async def _act(self, slot: int, action: str, file: str) -> object:
         return await self._own.ask("POST", f"/slots/{slot}?action={action}", {"filename": file})
@@ -301,12 +323,15 @@ class LlamaCppUpstream(OpenAIUpstream):
 
 class OllamaUpstream:
     """A model of an Ollama server, over its own API: its OpenAI endpoint ignores the window. `window` is sent with
-    every request, and cutting is forbidden."""
+    every request, and cutting is forbidden. `shows_tools`: its template has a place for tools; without one the server
+    refuses them."""
 
     constrains = False
 
-    def __init__(self, model: str, url: str, *, window: int = 8192, seconds: float = LONGEST) -> None:
-        self.name, self.window = model, window
+    def __init__(
+        self, model: str, url: str, *, window: int = 8192, shows_tools: bool = True, seconds: float = LONGEST
+    ) -> None:
+        self.name, self.window, self.shows_tools = model, window, shows_tools
         self._client = _Client(url, seconds=seconds)
 
     def __repr__(self) -> str:

@@ -26,7 +26,7 @@ def gateway(
     host: Annotated[str, typer.Option(help="Beyond loopback LLM_TUNER_TOKEN must be set.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = PORT,
     show: Annotated[
-        str, typer.Option(help="The tools a model sees: full, fit (likeliest ones, within --budget), or compact.")
+        str, typer.Option(help="The tools a model sees: full, fit (likeliest ones, within --budget), compact, or hint.")
     ] = "fit",
     budget: Annotated[int, typer.Option(min=64, help="Tokens of the tools, with --show fit.")] = 1900,
     record: Annotated[bool, typer.Option("--record/--no-record", help="Keep exchanges as training material.")] = True,
@@ -50,8 +50,8 @@ def gateway(
     from llm_tuner.serving.context import Context
     from llm_tuner.types import SetupError
 
-    if show not in ("full", "fit", "compact"):
-        raise SetupError(f'--show is "{show}"; it must be full, fit or compact.')
+    if show not in ("full", "fit", "compact", "hint"):
+        raise SetupError(f'--show is "{show}"; it must be full, fit, compact or hint.')
     if config is not None and (model or ollama or base_url):
         raise SetupError("--config says which models serve; leave --model, --ollama and --base-url out.")
     if config is not None:

@@ -103,14 +103,17 @@ def _upstream(settings: RoleSettings, stack: ExitStack) -> Generator[Event, None
             count=Meter(embedded),
             slots=settings.at_once,
             states=states,
+            revive=embedded.revive,
         )
     if settings.ollama:
         from llm_tuner.models.ollama import OllamaServer
 
         server = OllamaServer()
         server.version()
+        can = server.show(settings.ollama).get("capabilities")
         server.close()
-        return OllamaUpstream(settings.ollama, server.url, window=settings.window)
+        shows_tools = not isinstance(can, list) or "tools" in can  # older releases do not say
+        return OllamaUpstream(settings.ollama, server.url, window=settings.window, shows_tools=shows_tools)
     return OpenAIUpstream(settings.model, settings.base_url, os.environ.get("OPENAI_API_KEY", ""))
 
 
