@@ -68,6 +68,7 @@ def main() -> None:
                 answers.append((task, *ask(url, task, options)))
                 print(f"{name}: {number} of {len(tasks)}, {answers[-1][2]:.1f} s", file=sys.stderr, flush=True)
             sides[name] = summary(answers, cold)
+            print(json.dumps({name: sides[name]}), file=sys.stderr, flush=True)
     server.delete(TAG)
     found = {
         "model": asked.model,
@@ -92,8 +93,9 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--tasks", type=int, default=48)
     out.add_argument("--cold", type=int, default=3, help="cold requests of each side (default 3)")
     out.add_argument("--budget", type=int, default=1900, help="tokens of the fitted tools (default 1900)")
-    out.add_argument("--show", default="fit", choices=("full", "fit", "compact"))
+    out.add_argument("--show", default="fit", choices=("full", "fit", "compact", "hint"))
     out.add_argument("--sides", default="stock,wide,gateway")
+    out.add_argument("--split", default="held-out", choices=("train", "held-out"), help="whose phrases are asked")
     out.add_argument("--seed", type=int, default=2)
     out.add_argument("--work", type=Path, default=Path("build/serve-vs-stock"), help="the tool list")
     out.add_argument("--json", action="store_true", help="one line")
@@ -103,7 +105,7 @@ def parser() -> argparse.ArgumentParser:
 def requests(asked: argparse.Namespace) -> list[Task]:
     specs = tool_list(asked.work / "tools.json")
     mix = Mix(tasks=asked.tasks, catalogues=1, whole_hub=True, catalogue_chars=10_000_000, seed=asked.seed)
-    return list(synthesize(specs, mix, "held-out", pages="http://127.0.0.1:8000"))
+    return list(synthesize(specs, mix, asked.split, pages="http://127.0.0.1:8000"))
 
 
 def ask(url: str, task: Task, options: dict[str, Any]) -> tuple[Message, float]:

@@ -53,7 +53,7 @@ def test_hints_stand_behind_the_request_and_nothing_before_them_ever_changes() -
     assert "archive_webhook(" in system.text
     request, _, hints = user.text.partition(f"\n\n{LIKELY}\n")
     assert request == "Delete the photo 7"
-    assert "delete_photo" in [json.loads(line)["name"] for line in hints.splitlines()]
+    assert "delete_photo" in [line.partition("(")[0] for line in hints.splitlines()]
     call = ToolCall(name="delete_photo", arguments={"id": "7"}, id="c")
     done = Message(role="tool", result=ToolResult(call_id="c", content="gone"))
     more = (Message(role="assistant", tool_calls=(call,)), done, Message(role="user", text="Now share the vault."))

@@ -33,7 +33,7 @@ Return each call as JSON with the function's name and arguments inside tags:
 </tool_call>"""
 
 LIKELY = "Functions that may fit this:"
-"""What stands before the definitions of likely tools in the hinted form."""
+"""What stands before the signatures of likely tools in the hinted form."""
 
 _TYPES = {"string": "str", "integer": "int", "number": "num", "boolean": "bool", "null": "null"}
 _DEPTH = 3
@@ -83,14 +83,14 @@ def hinted(
     messages: Sequence[Message], tools: Sequence[ToolSpec], likely: Callable[[Sequence[Message]], Sequence[ToolSpec]]
 ) -> tuple[Message, ...]:
     """The compact rendering for models that were not trained on it: behind each thing that the user said stand the
-    compressed definitions of the tools that are `likely` for the conversation up to there. Nothing that stood before
-    changes when a conversation grows, so that a server's prompt cache holds."""
+    signatures of the tools that are `likely` for the conversation up to there. Nothing that stood before changes when a
+    conversation grows, so that a server's prompt cache holds."""
     out: list[Message] = []
     for message in messages:
         out.append(message)
         if message.role == "user" and (found := likely(out)):
-            lines = "\n".join(canonical_json(compressed(tool).openai()["function"]) for tool in found)
-            out[-1] = message.model_copy(update={"text": f"{message.text}\n\n{LIKELY}\n{lines}"})
+            text = f"{message.text}\n\n{LIKELY}\n{catalogue_text(found).rstrip()}"
+            out[-1] = message.model_copy(update={"text": text})
     return shown(out, tools, "compact")[0]
 
 

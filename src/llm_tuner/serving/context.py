@@ -39,7 +39,7 @@ FOUND = 3
 """So many tools a search adds."""
 
 LIKELY = 3
-"""So many definitions stand behind a request in mode "hint"."""
+"""So many signatures stand behind a request in mode "hint"."""
 
 _CONVERSATIONS = 256
 _CATALOGUES = 16
@@ -48,7 +48,7 @@ _CATALOGUES = 16
 class Context:
     """A `service.Fit`. "full" shows every tool in the server's template; "fit" those that the request is likeliest to
     need, within `budget` tokens, all of them where there is room; "compact" every tool as one signature line in the
-    system message, which a model must have been trained on; "hint" the same, with the definitions of the LIKELY
+    system message, which a model must have been trained on; "hint" the same, with the signatures of the LIKELY
     likeliest behind each thing that the user said, for any model: the prompt's beginning never changes. A model whose
     template has no place for tools (`shows_tools` is False) is hinted where it should be shown definitions.
 
