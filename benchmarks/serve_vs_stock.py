@@ -39,6 +39,7 @@ from llm_tuner.data.synthesize import Mix, synthesize
 from llm_tuner.evaluation.intervals import rate
 from llm_tuner.models import dialects
 from llm_tuner.models.ollama import OllamaServer
+from llm_tuner.models.ollama_templates import GO_TEMPLATES
 from llm_tuner.models.resources import machine
 from llm_tuner.models.sources import fetch
 from llm_tuner.scoring import score
@@ -53,7 +54,7 @@ def main() -> None:
     asked.work.mkdir(parents=True, exist_ok=True)
     server = OllamaServer()
     tasks = requests(asked)
-    drive(server.create(TAG, drive(fetch(asked.model))))
+    drive(server.create(TAG, drive(fetch(asked.model)), template=GO_TEMPLATES["Qwen2.5"]))
     sides: dict[str, Any] = {}
     with gateway(asked) as front:
         for name in asked.sides.split(","):
@@ -120,7 +121,10 @@ def ask(url: str, task: Task, options: dict[str, Any]) -> tuple[Message, float]:
     began = time.perf_counter()
     answer = httpx2.post(f"{url}/api/chat", json=body, timeout=1800, trust_env=False)
     took = time.perf_counter() - began
+    if answer.status_code not in (200, 400, 502):  # what a server refuses is an answer that is wrong
+        raise SystemExit(f"{url} failed with HTTP {answer.status_code}: {answer.text[:300]}")
     if answer.status_code != 200:
+        print(f"refused: {answer.text[:300]}", file=sys.stderr, flush=True)
         return Message(role="assistant", text=f"(HTTP {answer.status_code}) {answer.text[:200]}"), took
     said = answer.json()["message"]
     calls = tuple(

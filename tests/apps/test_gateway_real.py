@@ -135,8 +135,8 @@ def test_a_model_that_dies_in_the_middle_of_an_answer_is_told_and_comes_back(qwe
     with gateway(RoleSettings(model=str(qwen_gguf), window=2048)) as url:
         lines = []
         with httpx2.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=300, trust_env=False) as answer:
-            for line in answer.iter_lines():
-                lines += [line] if line else []
+            for line in filter(None, answer.iter_lines()):
+                lines.append(line)
                 if len(lines) == 3:
                     (child,) = [p for p in psutil.Process().children() if "llamacpp_child" in " ".join(p.cmdline())]
                     child.kill()
