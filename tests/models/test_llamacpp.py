@@ -308,3 +308,15 @@ def test_ctrl_c_in_a_terminal_does_not_reach_the_child(smol_gguf):
     with Embedded(smol_gguf, context=256) as model:
         os.kill(model.pid, signal.SIGINT)
         assert model.chat(HELLO, (), SHORT).usage.completion_tokens > 0
+
+
+@pytest.mark.weights
+def test_guessing_changes_no_answer(smol_gguf):
+    path = "/srv/data/reports/2026/quarterly-summary.md"
+    asked = [Message(role="user", text=f"Repeat this path three times, each on a line of its own: {path}")]
+    said = []
+    for speculation in (False, True):
+        with Embedded(smol_gguf, context=512, speculation=speculation) as model:
+            said.append(model.chat(asked, options=ChatOptions(max_tokens=80)).message.text)
+    assert said[0] == said[1]
+    assert path in said[0]

@@ -61,7 +61,8 @@ class Embedded:
     `context` is the window of each of `slots` parallel requests, in tokens; with several it can `fork`. `adapters` are
     LoRA GGUFs, all applied at scale 1. `threads` 0 means the physical cores. `states` is a folder where the server may
     save what its slots hold (`/slots/N?action=save`); with several slots it has one of its own otherwise.
-    `speculation`: what stands in the prompt already is guessed and checked in one go, which changes no greedy answer.
+    `speculation`: what stands in the prompt already is guessed and checked in one go, which changes no greedy answer
+    but where two tokens are equally likely.
     `startup_timeout` and `timeout` (of one answer) are seconds.
 
     Raises MissingExtra without xllamacpp, CorruptModel for a file that llama.cpp cannot load, RuntimeUnavailable when

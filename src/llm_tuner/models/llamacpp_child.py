@@ -14,7 +14,7 @@ import threading
 import time
 from typing import Any
 
-AGREED, GUESSED = 2, 8
+AGREED, GUESSED = 4, 4
 """Tokens that must agree with a place of the prompt, and how many of those behind it are guessed then."""
 
 
