@@ -55,9 +55,11 @@ def test_a_state_is_saved_once_and_put_back_in_the_next_life(tmp_path: Path) -> 
             await pins.close()
         return pins
 
-    assert asyncio.run(life("a", "a")).restored == 0
+    assert asyncio.run(life("a", "b")).restored == 0
+    assert server.told == []  # a beginning that was used once is not worth it
+    assert asyncio.run(life("a", "a", "a")).restored == 0
     assert server.told == [(0, "save", "a.part")]
-    assert asyncio.run(life("a", "b", "a")).restored == 2
+    assert asyncio.run(life("a", "b", "b", "a")).restored == 2
     assert [one[1:] for one in server.told[1:]] == [
         ("restore", f"a{SUFFIX}"),
         ("save", "b.part"),
@@ -75,6 +77,7 @@ def test_a_state_that_is_no_use_costs_nothing_but_itself(tmp_path: Path, broken:
         pins = Pins(1, server.act, tmp_path)
         await use(pins, "a")
         await use(pins, "b")
+        await use(pins, "b")
         await pins.close()
         return pins
 
@@ -87,6 +90,7 @@ def test_what_was_not_read_is_not_taken_for_read(tmp_path: Path) -> None:
 
     async def main() -> None:
         pins = Pins(1, server.act, tmp_path)
+        await use(pins, "a")
         await use(pins, "a", read=False)
         with pytest.raises(ZeroDivisionError):
             async with pins.slot("a"):
@@ -117,6 +121,7 @@ def test_the_oldest_states_go_first(tmp_path: Path) -> None:
 
     async def main() -> None:
         pins = Pins(1, Server(tmp_path).act, tmp_path, most=210)
+        await use(pins, "d")
         await use(pins, "d")
         await pins.close()
 

@@ -22,6 +22,11 @@ log = logging.getLogger("llm_tuner.gateway")
 MOST_BYTES = 2 << 30
 """Of all states in a folder; the ones used longest ago go first."""
 
+WORTH = 2
+"""So often a beginning must have been used to be saved: tools that are chosen for one request rarely come again."""
+
+_REMEMBERED = 1000
+
 SUFFIX = ".state"
 
 Act = Callable[[int, str, str], Awaitable[object]]
@@ -45,13 +50,14 @@ class Pins:
         self._slots: OrderedDict[int, Slot] = OrderedDict((n, Slot(n)) for n in range(slots))
         self._act, self._folder, self._most = act, folder, most
         self._saving: set[asyncio.Task[None]] = set()
+        self._used: OrderedDict[str, int] = OrderedDict()
         self.restored = 0
         """How often a beginning came from disk."""
 
     @asynccontextmanager
     async def slot(self, beginning: str) -> AsyncIterator[Slot]:
         """A slot for a prompt with this beginning: the one that holds it, else the one used longest ago, with the
-        beginning's state put back where there is one. Once read, a beginning without a state gets one."""
+        beginning's state put back where there is one. Read for the second time, a beginning gets a state."""
         slot = self._chosen(beginning)
         async with slot.lock:
             if slot.beginning != beginning:
@@ -66,8 +72,11 @@ class Pins:
                     self._save_later(slot, beginning)
 
     def _save_later(self, slot: Slot, beginning: str) -> None:
+        self._used[beginning] = self._used.pop(beginning, 0) + 1
+        if len(self._used) > _REMEMBERED:
+            self._used.popitem(last=False)
         file = self._file(beginning)
-        if file is not None and not file.exists():
+        if file is not None and self._used[beginning] >= WORTH and not file.exists():
             task = asyncio.create_task(self._save(slot, beginning, file))
             self._saving.add(task)
             task.add_done_callback(self._saving.discard)
