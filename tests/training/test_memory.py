@@ -107,7 +107,7 @@ def test_training_takes_the_derived_settings_tells_them_and_goes_on_with_them(ti
         for w in range(80, 92)
     ]
     gguf, budget = tiny_gguf("llama"), "900MB"
-    chosen = derive(budget, gguf)
+    chosen = derive(budget, gguf, longest=max(row.length for row in rows))
     assert chosen.weights == "blocks" or chosen.pack_tokens < 4096
     config = SFT(memory=budget, batch=2, accumulation=2, checkpoint_every=1)
     steps = sft(config, gguf, rows, tmp_path)
@@ -134,3 +134,15 @@ def test_what_the_estimate_knows_of_other_modules_is_still_so():
     assert memory.IN_BLOCKS == blocks.ARCHITECTURES
     assert memory.PIECE == blocks.PIECE
     assert memory.CHUNK == loss.CHUNK
+
+
+def test_the_longest_row_counts(tiny_gguf):
+    gguf = tiny_gguf("llama", layers=12)
+    short, long = derive("2400MB", gguf, longest=100), derive("2400MB", gguf, longest=20_000)
+    assert short == derive("2400MB", gguf, longest=4096)
+    assert long.estimate.total <= 2400e6
+    assert long.estimate.activations > short.estimate.activations or long.gradient_checkpointing
+    assert "20000 tokens" in long.sentences[1]
+    assert "take more" not in long.sentences[1]
+    with pytest.raises(SetupError, match=r"100000 tokens.*leave out the longest rows \(max_seq_length\)"):
+        derive("2400MB", gguf, longest=1_000_000 // 10)

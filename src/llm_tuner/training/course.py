@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_tuner.store import write_atomic
 from llm_tuner.training.base import choose_precision, give_memory_back, load_base, map_large_tensors, require_torch
-from llm_tuner.training.packing import Unit, plan, without_too_long
+from llm_tuner.training.packing import Unit, pack, plan, without_too_long
 from llm_tuner.training.recipe import Recipe
 from llm_tuner.types import EmptyData, Event, TrainingInterrupted
 
@@ -37,8 +37,16 @@ def schedule(config: Recipe, units: Sequence[Unit], once: bool = False) -> tuple
     return steps, len(units) - len(fits)
 
 
-def opened(config: Recipe, gguf: Path, out: Path, total: int, start: Path | None) -> Generator[Event, None, Learner]:
-    """The base with its adapter, ready for the first step that is not done yet."""
+def longest(steps: Sequence[Sequence[Unit]]) -> int:
+    """Tokens of the longest pack that cannot be made shorter: of one unit, what its rows share counted once."""
+    return max((len(pack(unit.rows).ids) for units in steps for unit in units), default=0)
+
+
+def opened(
+    config: Recipe, gguf: Path, out: Path, total: int, start: Path | None, longest: int = 0
+) -> Generator[Event, None, Learner]:
+    """The base with its adapter, ready for the first step that is not done yet. `longest` is the pack, in tokens, that
+    `memory` must have room for."""
     require_torch()
     from transformers import set_seed
 
@@ -49,7 +57,7 @@ def opened(config: Recipe, gguf: Path, out: Path, total: int, start: Path | None
 
     world = devices.world()
     if config.memory:
-        config = yield from _within_memory(config, gguf, world.device.type)
+        config = yield from _within_memory(config, gguf, world.device.type, longest)
     dtype = choose_precision(config.precision)
     yield Event(step="train", message=f"loading {gguf.name} to train in {str(dtype).removeprefix('torch.')}")
     set_seed(config.seed)
@@ -67,13 +75,13 @@ def opened(config: Recipe, gguf: Path, out: Path, total: int, start: Path | None
     return learner
 
 
-def _within_memory(config: Recipe, gguf: Path, device: str) -> Generator[Event, None, Recipe]:
+def _within_memory(config: Recipe, gguf: Path, device: str, longest: int) -> Generator[Event, None, Recipe]:
     """The recipe as `memory` has it. A GPU computes in bfloat16 unless told otherwise, a CPU in float32 if it fits."""
     from llm_tuner.training.memory import derive
 
     if device == "cuda" and config.precision == "auto":
         config = config.model_copy(update={"precision": "bfloat16"})
-    chosen = derive(config.memory, gguf, config)
+    chosen = derive(config.memory, gguf, config, longest)
     for sentence in chosen.sentences:
         yield Event(step="train", message=sentence, data={"estimate": chosen.estimate.model_dump()})
     map_large_tensors()

@@ -46,7 +46,7 @@ def dpo(
             raise DataError(
                 f"The pair of task {pair.chosen.task_id} has two prompts: both answers must follow the same."
             )
-    from llm_tuner.training.course import course, finish, opened, schedule
+    from llm_tuner.training.course import course, finish, longest, opened, schedule
     from llm_tuner.training.packing import Unit
 
     def units(pairs: Sequence[Pair]) -> list[Unit]:
@@ -54,7 +54,7 @@ def dpo(
 
     steps, left_out = schedule(config, units(pairs))
     measured = (schedule(config, units(held_out), once=True)[0] or [[]])[0]
-    learner = yield from opened(config, gguf, out, len(steps), start)
+    learner = yield from opened(config, gguf, out, len(steps), start, longest(steps))
     reference: dict[str, list[float]] = {}
     yield from _reference(learner, [u for step in steps for u in step] + measured, out / "reference.json", reference)
 

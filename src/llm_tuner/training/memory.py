@@ -88,28 +88,29 @@ def parsed(budget: str) -> int:
     return int(float(found[1]) * unit)
 
 
-def derive(budget: str, gguf: Path, config: Recipe | None = None) -> Chosen:
+def derive(budget: str, gguf: Path, config: Recipe | None = None, longest: int = 0) -> Chosen:
     """The fastest settings whose estimate stays within `budget`, for this model and this recipe's rank.
 
     Preferred: dense weights to blocks, everything kept to gradient checkpointing, long packs to short ones, down to 512
-    tokens; below that other settings are tried first. A row longer than that has a pack of its own: with rows of up to
-    `max_seq_length` tokens the peak is that of a pack so long. Raises SetupError for a budget that cannot be read or in
+    tokens; below that other settings are tried first. A row longer than that has a pack of its own: the estimate is of
+    the `longest` (in tokens; 0: not known). Raises SetupError for a budget that cannot be read or in
     which nothing fits, with what would be needed, and CorruptModel for a file that cannot be read.
     """
     config = config or Recipe()
     limit, shape = parsed(budget), read_shape(gguf, config.target_modules)
-    tried = [(settings, estimate(shape, config.r, *settings)) for settings in _settings(shape, config)]
+    tried = [(settings, _estimated(shape, config.r, settings, longest)) for settings in _settings(shape, config)]
     for (weights, precision, checkpointing, tokens), taken in tried:
         if taken.total <= limit:
             return Chosen(
                 weights=weights, precision=precision, gradient_checkpointing=checkpointing, pack_tokens=tokens,
-                estimate=taken, sentences=_told(budget, weights, precision, checkpointing, tokens, taken),
+                estimate=taken, sentences=_told(budget, weights, precision, checkpointing, tokens, longest, taken),
             )  # fmt: skip
     (_, _, _, tokens), least = min(tried, key=lambda one: one[1].total)
+    shorter = "leave out the longest rows (max_seq_length), " if longest > tokens else ""
     raise SetupError(
         f"{gguf.name} cannot be trained in {budget}: at least {_size(least.total)} are needed "
-        f"({_parts(least, tokens)}). "
-        f'Set memory = "{least.total / 1e9 + 0.05:.1f}GB" or more, or take a smaller base.'
+        f"({_parts(least, max(tokens, longest))}). "
+        f'Set memory = "{least.total / 1e9 + 0.05:.1f}GB" or more, {shorter}or take a smaller base.'
     )
 
 
@@ -233,6 +234,17 @@ def estimate(shape: Shape, r: int, weights: str, precision: str, checkpointing: 
     )  # fmt: skip
 
 
+def _estimated(shape: Shape, r: int, settings: Settings, longest: int) -> Estimate:
+    weights, precision, checkpointing, tokens = settings
+    return estimate(shape, r, weights, precision, checkpointing, max(tokens, longest))
+
+
+def _beyond(tokens: int, longest: int) -> str:
+    if longest > tokens:
+        return ", which the longest row takes"
+    return "" if longest else f"; rows of more than {tokens} tokens take more"
+
+
 def _size(count: float) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"
 
@@ -246,13 +258,13 @@ def _parts(taken: Estimate, tokens: int) -> str:
 
 
 def _told(
-    budget: str, weights: str, precision: str, checkpointing: bool, tokens: int, taken: Estimate
+    budget: str, weights: str, precision: str, checkpointing: bool, tokens: int, longest: int, taken: Estimate
 ) -> tuple[str, ...]:
     where = "in the file's own blocks" if weights == "blocks" else f"dense in {precision}"
+    most = max(tokens, longest)
     kept = "are computed again in the backward pass" if checkpointing else "are kept for the backward pass"
     return (
         f"memory {budget}: weights stay {where}, computed is in {precision}, activations {kept}, and {tokens} tokens "
         "are computed at once.",
-        f"Estimated at the peak: {_size(taken.total)} ({_parts(taken, tokens)}); rows of more than {tokens} tokens "
-        "take more.",
+        f"Estimated at the peak: {_size(taken.total)} ({_parts(taken, most)}){_beyond(tokens, longest)}.",
     )

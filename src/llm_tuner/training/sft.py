@@ -25,14 +25,14 @@ def sft(
     A run killed in the middle goes on from `out/checkpoints` when called again with the same arguments. Raises
     DataError for rows that do not fit, TrainingError for what cannot be trained, TrainingInterrupted on Ctrl-C.
     """
-    from llm_tuner.training.course import course, finish, opened, schedule
+    from llm_tuner.training.course import course, finish, longest, opened, schedule
     from llm_tuner.training.packing import Unit
 
     def units(rows: Sequence[Row]) -> list[Unit]:
         return [Unit((row,), weight=len(row.completion_ids)) for row in rows]
 
     steps, left_out = schedule(config, units(rows))
-    learner = yield from opened(config, gguf, out, len(steps), start)
+    learner = yield from opened(config, gguf, out, len(steps), start, longest(steps))
     measured, _ = schedule(config, units(held_out), once=True)
     yield from course(learner, steps, completion_loss, measured[0] if measured else [])
     return finish(learner, {"rows": len(rows), "rows_left_out": left_out})
