@@ -107,3 +107,44 @@ def test_a_schema_that_cannot_be_used_does_not_stop_a_call() -> None:
     assert mend(ToolCall(name="odd", arguments={"x": 1}), (tool,)).fault == ""
     wrong = ToolSpec(name="odd", parameters={"type": 7})
     assert mend(ToolCall(name="odd", arguments={"x": 1}), (wrong,)).fault == ""
+
+
+MOVE = ToolSpec(
+    name="move",
+    parameters={
+        "type": "object",
+        "properties": {"source": {"type": "string"}, "target": {"type": "string"}, "force": {"type": "boolean"}},
+        "required": ["source", "target"],
+    },
+)
+SET = ToolSpec(name="set", parameters={"type": "object", "properties": {"where": {"type": "object"}, "n": {}}})
+
+
+@pytest.mark.parametrize(
+    ("raw", "arguments"),
+    [
+        ('{"name": "move", "arguments": ["a", "b"]}', {"source": "a", "target": "b"}),
+        ('["a", "b", true]', {"source": "a", "target": "b", "force": True}),
+        ('[{"source": "a", "target": "b"}]', {"source": "a", "target": "b"}),
+        ('["a"]', None),  # one is missing
+        ('["a", true, "b"]', None),  # not in this order
+        ('["a", "b", true, 1]', None),
+        ('[{"from": "a", "to": "b"}]', None),
+        ("[]", None),
+        ('["a", NaN]', None),
+        ("{", None),
+    ],
+)
+def test_arguments_in_a_list_mean_what_alone_fits(raw: str, arguments: dict[str, Any] | None) -> None:
+    call, repairs, fault = mend(ToolCall(name="move", raw=raw, error="the arguments are a JSON list"), [MOVE])
+    if arguments is None:
+        assert fault.startswith("The call could not be read")
+        assert repairs == ()
+    else:
+        assert (call.arguments, call.error, fault) == (arguments, "", "")
+        assert [one.kind for one in repairs] == ["coerced"]
+
+
+def test_a_list_that_can_be_read_in_two_ways_is_left() -> None:
+    call = ToolCall(name="set", raw='[{"where": {}}]', error="a list")
+    assert mend(call, [SET]).fault

@@ -18,6 +18,7 @@ from jsonschema.protocols import Validator
 from jsonschema.validators import validator_for
 from referencing import Registry
 
+from llm_tuner.models.dialects.shapes import ARGUMENT_KEYS
 from llm_tuner.serving.request import Repair
 from llm_tuner.types import Json, ToolCall, ToolSpec, canonical_json
 
@@ -39,11 +40,16 @@ def mend(call: ToolCall, tools: Sequence[ToolSpec]) -> Mended:
     """The call under a name that is on offer and with values of the types that are wanted, as far as that is lossless.
 
     A name may differ in case, in `-`, `_`, `.` and in a prefix that says the server; values may be numbers, booleans or
-    JSON written as text, texts written as numbers, and null for what may be left out.
+    JSON written as text, texts written as numbers, and null for what may be left out. Arguments may be a list, in the
+    order of the parameters or around the one object, where only one of both fits the schema.
     """
-    if call.error:
-        return Mended(call, (), f"The call could not be read: {call.error}.")
     repairs: list[Repair] = []
+    if call.error:
+        listed = _listed(call, tools)
+        if listed is None:
+            return Mended(call, (), f"The call could not be read: {call.error}.")
+        call = listed
+        repairs.append(Repair(kind="coerced", detail="the arguments were a list"))
     tool = next((tool for tool in tools if tool.name == call.name), None)
     if tool is None:
         near = [tool for tool in tools if _alike(tool.name, call.name)]
@@ -58,6 +64,29 @@ def mend(call: ToolCall, tools: Sequence[ToolSpec]) -> Mended:
     if changes:
         call = call.model_copy(update={"arguments": arguments})
     return Mended(call, tuple(repairs), fault)
+
+
+def _listed(call: ToolCall, tools: Sequence[ToolSpec]) -> ToolCall | None:
+    """The call whose arguments are a list, with the only arguments that it can mean; None where there are none, or two
+    that fit."""
+    tool = next((tool for tool in tools if tool.name == call.name), None)
+    try:
+        read = json.loads(call.raw, parse_constant=_no)
+    except (ValueError, RecursionError):
+        return None
+    values = next((read[key] for key in ARGUMENT_KEYS if key in read), None) if isinstance(read, dict) else read
+    if tool is None or not isinstance(values, list) or not values:
+        return None
+    properties = tool.parameters.get("properties")
+    names = list(properties) if isinstance(properties, dict) else []
+    meant: list[dict[str, Json]] = []
+    if len(values) <= len(names):
+        meant.append(dict(zip(names, values, strict=False)))
+    if len(values) == 1 and isinstance(values[0], dict):
+        meant.append(values[0])
+    validator = _validator(canonical_json(tool.parameters))
+    fit = [one for one in meant if set(one) <= set(names) and _first(validator, one) is None]
+    return call.model_copy(update={"arguments": fit[0], "error": ""}) if len(fit) == 1 else None
 
 
 def _alike(name: str, written: str) -> bool:
