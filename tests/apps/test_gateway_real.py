@@ -18,7 +18,9 @@ import pytest
 import uvicorn
 
 from llm_tuner.apps.gateway import Gateway
+from llm_tuner.apps.gateway.app import Records
 from llm_tuner.apps.gateway.opening import RoleSettings, opened
+from llm_tuner.apps.gateway.recording import recording
 from llm_tuner.models.ollama import OllamaServer
 from llm_tuner.models.ollama_templates import GO_TEMPLATES
 from llm_tuner.serving.service import Service
@@ -51,7 +53,7 @@ ASK: dict[str, Any] = {
 
 
 @contextmanager
-def gateway(settings: RoleSettings, **service: Any) -> Iterator[str]:
+def gateway(settings: RoleSettings, records: Records | None = None, **service: Any) -> Iterator[str]:
     with ExitStack() as stack:
         steps = opened({"worker": settings}, stack)
         try:
@@ -61,7 +63,7 @@ def gateway(settings: RoleSettings, **service: Any) -> Iterator[str]:
             roles = stop.value
         listening = stack.enter_context(socket.socket())
         listening.bind(("127.0.0.1", 0))
-        app = Gateway(Service(roles, **service)).app
+        app = Gateway(Service(roles, **service), records=records).app
         server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=2))
         thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])), daemon=True)
         thread.start()
@@ -109,7 +111,8 @@ def test_the_embedded_model_calls_free_held_and_required(qwen_gguf: Path) -> Non
 def test_what_was_read_once_is_not_read_again_after_a_restart(
     qwen_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name in ("XDG_CACHE_HOME", "XDG_STATE_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / name))
 
     def cached(url: str, city: str, tools: list[Any] = TOOLS) -> int:
         body = ASK | {"messages": [{"role": "user", "content": f"What is the weather in {city}?"}], "tools": tools}
@@ -118,14 +121,19 @@ def test_what_was_read_once_is_not_read_again_after_a_restart(
         return int(answer["usage"]["prompt_tokens_details"]["cached_tokens"])
 
     settings = RoleSettings(model=str(qwen_gguf), window=2048)
-    with gateway(settings) as url:
+    with gateway(settings) as url:  # nothing is kept: no state either
+        cached(url, "Paris")
+        cached(url, "Lima")
+    assert list(tmp_path.rglob("*.state")) == []
+    with recording(1, tmp_path / "kept") as records, gateway(settings, records) as url:
         assert cached(url, "Paris") == 0
         common = cached(url, "Lima")
         assert common > 150
-        assert cached(url, "Oslo", TOOLS[:1]) < common  # another tool set takes the only slot,
-        assert cached(url, "Rome") >= common  # and gives it back as it was
-    with gateway(settings) as url:
-        assert cached(url, "Bern") >= common
+        kept = common - 8  # without the words that both requests begin with
+        assert cached(url, "Oslo", TOOLS[:1]) < kept  # another tool set takes the only slot,
+        assert kept <= cached(url, "Rome") < common  # and gives it back as it was
+    with recording(1, tmp_path / "kept") as records, gateway(settings, records) as url:
+        assert kept <= cached(url, "Bern") < common
 
 
 @pytest.mark.weights

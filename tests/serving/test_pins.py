@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_tuner.serving.pins import SUFFIX, Pins
+from llm_tuner.serving.pins import SUFFIX, Bare, Pins
 from llm_tuner.types import ModelError
 
 
@@ -17,6 +17,10 @@ class Server:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.told, self.broken = folder, list[tuple[int, str, str]](), ""
+        self.bared: list[int] = []
+
+    async def bare(self, slot: int) -> None:
+        self.bared.append(slot)
 
     async def act(self, slot: int, action: str, file: str) -> object:
         self.told.append((slot, action, file))
@@ -27,8 +31,12 @@ class Server:
         return None
 
 
-async def use(pins: Pins, beginning: str, *, read: bool = True) -> int:
-    async with pins.slot(beginning) as slot:
+async def _nothing(slot: int) -> None:
+    return
+
+
+async def use(pins: Pins, beginning: str, *, read: bool = True, bare: Bare | None = _nothing) -> int:
+    async with pins.slot(beginning, bare) as slot:
         slot.read = read
         return slot.number
 
@@ -127,3 +135,20 @@ def test_the_oldest_states_go_first(tmp_path: Path) -> None:
 
     asyncio.run(main())
     assert sorted(file.stem for file in tmp_path.iterdir()) == ["a", "b", "d"]
+
+
+def test_what_was_asked_is_forgotten_before_a_state_is_saved_and_what_is_private_never_is(tmp_path: Path) -> None:
+    server = Server(tmp_path)
+
+    async def main() -> None:
+        pins = Pins(1, server.act, tmp_path)
+        for _ in range(3):
+            await use(pins, "a", bare=None)
+        await pins.close()
+        assert (server.bared, server.told) == ([], [])
+        for _ in range(2):
+            await use(pins, "b", bare=server.bare)
+        await pins.close()
+
+    asyncio.run(main())
+    assert (server.bared, server.told) == ([0], [(0, "save", "b.part")])

@@ -1,7 +1,8 @@
 """Which of a server's slots holds which beginning of a prompt, so that a beginning is read once.
 
-A slot is llama.cpp's place for one conversation. The rule it protects: speed only. Whatever goes wrong with a state on
-disk (another build, a cut file, a full disk) costs reading the prompt again and nothing else.
+A slot is llama.cpp's place for one conversation. The rule it protects: whatever goes wrong with a state on disk
+(another build, a cut file, a full disk) costs reading the prompt again and nothing else; and a state holds the
+beginning alone, nothing that anybody asked or answered.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ SUFFIX = ".state"
 Act = Callable[[int, str, str], Awaitable[object]]
 """(slot, "save" or "restore", file name) -> asks the server to do so. Raises ModelError where it cannot."""
 
+Bare = Callable[[int], Awaitable[object]]
+"""Has the server forget what stands behind the beginning in this slot. Raises ModelError."""
+
 
 @dataclass
 class Slot:
@@ -55,9 +59,10 @@ class Pins:
         """How often a beginning came from disk."""
 
     @asynccontextmanager
-    async def slot(self, beginning: str) -> AsyncIterator[Slot]:
+    async def slot(self, beginning: str, bare: Bare | None = None) -> AsyncIterator[Slot]:
         """A slot for a prompt with this beginning: the one that holds it, else the one used longest ago, with the
-        beginning's state put back where there is one. Read for the second time, a beginning gets a state."""
+        beginning's state put back where there is one. Read for the second time, a beginning gets a state, unless `bare`
+        is None."""
         slot = self._chosen(beginning)
         async with slot.lock:
             if slot.beginning != beginning:
@@ -69,15 +74,16 @@ class Pins:
                 self._slots.move_to_end(slot.number)
                 if slot.read:
                     slot.beginning = beginning
-                    self._save_later(slot, beginning)
+                    if bare is not None:
+                        self._save_later(slot, beginning, bare)
 
-    def _save_later(self, slot: Slot, beginning: str) -> None:
+    def _save_later(self, slot: Slot, beginning: str, bare: Bare) -> None:
         self._used[beginning] = self._used.pop(beginning, 0) + 1
         if len(self._used) > _REMEMBERED:
             self._used.popitem(last=False)
         file = self._file(beginning)
         if file is not None and self._used[beginning] >= WORTH and not file.exists():
-            task = asyncio.create_task(self._save(slot, beginning, file))
+            task = asyncio.create_task(self._save(slot, beginning, file, bare))
             self._saving.add(task)
             task.add_done_callback(self._saving.discard)
 
@@ -109,12 +115,13 @@ class Pins:
         with suppress(OSError):
             os.utime(file)
 
-    async def _save(self, slot: Slot, beginning: str, file: Path) -> None:
+    async def _save(self, slot: Slot, beginning: str, file: Path, bare: Bare) -> None:
         async with slot.lock:
             if file.exists() or slot.beginning != beginning:
                 return
             part = file.with_suffix(".part")
             try:
+                await bare(slot.number)
                 await self._act(slot.number, "save", part.name)
                 os.replace(part, file)
             except (ModelError, OSError) as error:

@@ -62,6 +62,8 @@ class Outcome:
     """What became of a request, filled while it is answered. Times are milliseconds since it came."""
 
     asked: str
+    private: bool = False
+    """Nothing of it may be kept on disk."""
     role: str = ""
     served_by: str = ""
     why: str = ""
@@ -181,6 +183,7 @@ class Service:
                 parallel=request.parallel,
                 sampling=request.sampling,
                 grammar=_grammar(request, fitted, upstream, held),
+                private=turn.outcome.private,
             )
         )
         try:

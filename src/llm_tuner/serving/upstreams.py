@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -51,7 +51,8 @@ LONGEST = 600.0
 @dataclass(frozen=True)
 class Prompt:
     """What a model is asked. `tools` are those that the server's own template shows; `choice`, `named` and `parallel`
-    are for servers that honour them. `grammar` holds the answer to the tools, where the server can do that."""
+    are for servers that honour them. `grammar` holds the answer to the tools, where the server can do that. Of a
+    `private` one nothing may be kept on disk."""
 
     messages: tuple[Message, ...]
     tools: tuple[ToolSpec, ...] = ()
@@ -60,6 +61,7 @@ class Prompt:
     parallel: bool = True
     sampling: Mapping[str, Json] = field(default_factory=dict)
     grammar: Grammar | None = None
+    private: bool = False
 
 
 class Upstream(Protocol):
@@ -264,7 +266,14 @@ class LlamaCppUpstream(OpenAIUpstream):
 
     async def stream(self, prompt: Prompt) -> AsyncIterator[Piece]:
         await self._revived()
-        async with self.pins.slot(_beginning(prompt)) as slot:
+
+        async def bare(slot: int) -> None:
+            begun = prompt.messages[:1] if prompt.messages[0].role == "system" else ()
+            nobody = replace(prompt, messages=(*begun, Message(role="user", text=".")), sampling={"max_tokens": 1})
+            async for _ in self._chat(self._body(nobody) | {"id_slot": slot, "cache_prompt": True}):
+                pass
+
+        async with self.pins.slot(_beginning(prompt), None if prompt.private else bare) as slot:
             if prompt.grammar is None:
                 pieces = self._chat(self._body(prompt) | {"id_slot": slot.number, "cache_prompt": True})
             else:

@@ -255,10 +255,10 @@ class _Answer(Response):
         self, gateway: Gateway, api: str, identity: str, asked: ChatRequest, wire: _Wire, headers: Mapping[str, str]
     ) -> None:
         self._gateway, self._api, self._identity, self._asked, self._wire = gateway, api, identity, asked, wire
-        self._outcome = Outcome(asked=asked.model)
         self._constrain = _switch(headers.get("x-llm-tuner-constrain"))
         self._retry = _switch(headers.get("x-llm-tuner-retry"))
-        self._recorded = _switch(headers.get("x-llm-tuner-record")) is not False
+        self._recorded = gateway.records is not None and _switch(headers.get("x-llm-tuner-record")) is not False
+        self._outcome = Outcome(asked=asked.model, private=not self._recorded)
         self.status_code = 200
         self.background = None
         self._begun = False
