@@ -1,6 +1,7 @@
 """`python -m llm_tuner.training JOB.json`: one recipe, in however many processes a launcher started.
 
-The first process prints its events as lines of JSON, and at last its metrics or its error (launch.py reads them).
+The first process prints its events as lines of JSON, and at last its metrics (launch.py reads them). An error is told by
+whichever process has one: the launcher ends the others at once.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def main() -> int:
         _tell(json.dumps({"metrics": done.value}))
         return 0
     except TunerError as error:
-        _tell(json.dumps({"error": type(error).__name__, "message": str(error)}))
+        print(json.dumps({"error": type(error).__name__, "message": str(error)}), flush=True)
         return error.exit_code
 
 
