@@ -1,7 +1,7 @@
 """`python -m llm_tuner.training JOB.json`: one recipe, in however many processes a launcher started.
 
-The first process prints its events as lines of JSON, and at last its metrics (launch.py reads them). An error is told by
-whichever process has one: the launcher ends the others at once.
+The first process prints its events as lines of JSON, and at last its metrics (launch.py reads them). An error is told
+by whichever process has one: the launcher ends the others at once.
 """
 
 from __future__ import annotations
