@@ -320,3 +320,21 @@ def test_guessing_changes_no_answer(smol_gguf):
             said.append(model.chat(asked, options=ChatOptions(max_tokens=80)).message.text)
     assert said[0] == said[1]
     assert path in said[0]
+
+
+@pytest.mark.weights
+def test_a_model_that_died_is_revived_also_after_a_revival_that_failed(smol_gguf, monkeypatch):
+    with Embedded(smol_gguf, context=512) as model:
+        alive = model.revive()
+        assert alive == model.address
+        child = psutil.Process(model.pid)
+        child.kill()
+        child.wait(10)
+        monkeypatch.setitem(model._settings, "gguf", "/nowhere.gguf")
+        with pytest.raises(CorruptModel):
+            model.revive()
+        monkeypatch.setitem(model._settings, "gguf", str(smol_gguf))
+        assert model.revive() != alive
+        assert model.chat([Message(role="user", text="Hi")], options=SHORT).message.text
+    with pytest.raises(RuntimeUnavailable, match="is closed"):
+        model.revive()

@@ -109,7 +109,7 @@ class Embedded:
             "adapters": [str(path) for path in adapters],
         }
         self._gguf, self._startup_timeout, self._timeout = gguf, startup_timeout, timeout
-        self._reviving = threading.Lock()
+        self._reviving, self._closed = threading.Lock(), False
         self._start()
         self.leading = self._leading_token()
         """The text of the token (BOS) that the server puts before every prompt; "" where it adds none."""
@@ -133,9 +133,9 @@ class Embedded:
         """Starts the child again if it has ended, and says where it is; its slots are empty then. Raises what starting
         raises, and RuntimeUnavailable after `close()`."""
         with self._reviving:
-            if not self._finalizer.alive:
+            if self._closed:
                 raise RuntimeUnavailable(f"{self._name} is closed. Make a new Embedded to ask it again.")
-            if self._child.process.poll() is not None:
+            if self._child.process.poll() is not None:  # also where the last revival failed
                 self._http.close()
                 self._finalizer()
                 self._start()
@@ -246,6 +246,7 @@ class Embedded:
 
     def close(self) -> None:
         """End the child and give its memory back. May be called again."""
+        self._closed = True
         self._http.close()
         self._finalizer()
         if self._emptied is not None:

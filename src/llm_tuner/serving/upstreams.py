@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -210,7 +210,7 @@ class OpenAIUpstream:
             body["tool_choice"] = _choice(prompt)
         return body
 
-    async def _chat(self, body: dict[str, Json]) -> AsyncIterator[Piece]:
+    async def _chat(self, body: dict[str, Json]) -> AsyncGenerator[Piece, None]:
         calls: dict[int, dict[str, Any]] = {}
         times: dict[str, Any] = {}
         finish, usage = "", Usage()
@@ -269,7 +269,8 @@ class LlamaCppUpstream(OpenAIUpstream):
 
         async def bare(slot: int) -> None:
             begun = prompt.messages[:1] if prompt.messages[0].role == "system" else ()
-            nobody = replace(prompt, messages=(*begun, Message(role="user", text=".")), sampling={"max_tokens": 1})
+            asking = (*begun, Message(role="user", text="."))
+            nobody = replace(prompt, messages=asking, choice="auto", named="", sampling={"max_tokens": 1})
             async for _ in self._chat(self._body(nobody) | {"id_slot": slot, "cache_prompt": True}):
                 pass
 
@@ -278,9 +279,10 @@ class LlamaCppUpstream(OpenAIUpstream):
                 pieces = self._chat(self._body(prompt) | {"id_slot": slot.number, "cache_prompt": True})
             else:
                 pieces = self._held(prompt, prompt.grammar, slot.number)
-            async for piece in pieces:
-                slot.read = True
-                yield piece
+            async with aclosing(pieces):  # the server stops before the slot is free again
+                async for piece in pieces:
+                    slot.read = True
+                    yield piece
 
     async def alive(self) -> bool:
         try:
@@ -300,7 +302,7 @@ class LlamaCppUpstream(OpenAIUpstream):
     async def _act(self, slot: int, action: str, file: str) -> object:
         return await self._own.ask("POST", f"/slots/{slot}?action={action}", {"filename": file})
 
-    async def _held(self, prompt: Prompt, grammar: Grammar, slot: int) -> AsyncIterator[Piece]:
+    async def _held(self, prompt: Prompt, grammar: Grammar, slot: int) -> AsyncGenerator[Piece, None]:
         shown: dict[str, Json] = {"messages": [to_openai(message) for message in prompt.messages]}
         if prompt.tools:
             shown |= {"tools": [tool.openai() for tool in prompt.tools], "parallel_tool_calls": prompt.parallel}
