@@ -83,6 +83,10 @@ class Upstream(Protocol):
     async def close(self) -> None: ...
 
 
+_IDLE = 2.0
+"""Seconds after which an idle connection is not used again. llama.cpp's server closes one after 5."""
+
+
 class _Client:
     """The connection that the upstreams share the making of."""
 
@@ -92,7 +96,7 @@ class _Client:
         self._http = httpx2.AsyncClient(
             headers={"authorization": f"Bearer {key}"} if key else {},
             timeout=httpx2.Timeout(seconds, connect=10),
-            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=64),
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=_IDLE),
             # A proxy never leads to this machine.
             trust_env="127.0.0.1" not in url and "localhost" not in url,
         )
@@ -103,7 +107,11 @@ class _Client:
     async def ask(self, method: str, path: str, body: Json = None) -> dict[str, Any]:
         """One request and its JSON answer."""
         with self._reaching():
-            answer = await self._http.request(method, self.url + path, json=body)
+            answer = await self._sent(method, path, body)
+            try:
+                await answer.aread()
+            finally:
+                await answer.aclose()
         if not answer.is_success:
             raise self._refusal(answer.status_code, answer.text)
         try:
@@ -116,10 +124,22 @@ class _Client:
         """The lines of a streamed answer."""
         started = time.monotonic()
         with self._reaching():
-            async with self._http.stream("POST", self.url + path, json=body) as answer:
+            answer = await self._sent("POST", path, body)
+            try:
                 if not answer.is_success:
                     raise self._refusal(answer.status_code, (await answer.aread()).decode("utf-8", "replace"))
                 yield self._lines(answer, started)
+            finally:
+                await answer.aclose()
+
+    async def _sent(self, method: str, path: str, body: Json) -> httpx2.Response:
+        """An answer whose body is still to come. A connection that the server closed while it lay idle, just as we
+        wrote into it, says nothing about the request: it is sent again, once."""
+        request = self._http.build_request(method, self.url + path, json=body)
+        try:
+            return await self._http.send(request, stream=True)
+        except (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError):
+            return await self._http.send(request, stream=True)
 
     async def _lines(self, answer: httpx2.Response, started: float) -> AsyncIterator[str]:
         rest, size = b"", 0
