@@ -255,6 +255,15 @@ class OllamaRuntime:
         return "found: " + (", ".join(tag for tag in self._digests() if tag.startswith(f"{name}:")) or "none")
 
 
+def open_runtime(kind: str) -> Runtime:
+    """The runtime of that kind, "embedded" or "ollama". Raises SetupError for another word."""
+    if kind == "embedded":
+        return EmbeddedRuntime()
+    if kind == "ollama":
+        return OllamaRuntime()
+    raise SetupError(f'No runtime "{kind}". Choose embedded or ollama.')
+
+
 class _WithTokenizer:
     """An Ollama model whose token ids come from the embedded runtime, started only when they are asked for."""
 

@@ -1,4 +1,4 @@
-"""What can be done here, each thing once: the terminal, the MCP server and the dashboard offer these and call no others.
+"""What can be done here, each thing once: the terminal, the MCP server and the dashboard offer these, and no others.
 
 An operation is a function of plain keyword arguments. The rule it protects: what destroys something says first what
 would go, and does it only when it is asked again with `confirm`; so no face can forget to ask.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
 from llm_tuner.types import Event, Json, SetupError, Value
 
@@ -26,7 +26,7 @@ class Change(Value):
 
     done: bool
     sentences: tuple[str, ...]
-    facts: dict[str, Json] = {}
+    facts: dict[str, Json] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,16 @@ class Hub:
         """Why each server that does not answer is down, by its name."""
         return {name: link.failure for name, link in self._links.items() if link.failure}
 
+    @property
+    def slow(self) -> frozenset[str]:
+        """Those of the failures that only had too little time."""
+        return frozenset(name for name, link in self._links.items() if link.failure and link.slow)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """What the last start of each server took, until its tools were listed."""
+        return {name: link.seconds for name, link in self._links.items()}
+
     def specs(self) -> tuple[ToolSpec, ...]:
         """The tools of all servers, in their order. A name that two servers share is `server__tool` for both."""
         return tuple(route.spec for route in self._routes.values())

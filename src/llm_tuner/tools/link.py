@@ -49,7 +49,8 @@ class _Run:
 
 
 class Link:
-    """The life of one server. `failure` is empty while it answers."""
+    """The life of one server. `failure` is empty while it answers; `seconds` is what its last start took, `slow` that
+    it did not answer in the time it had."""
 
     def __init__(
         self,
@@ -62,6 +63,7 @@ class Link:
         self.config = config
         self.specs: tuple[ToolSpec, ...] = ()
         self.failure = ""
+        self.seconds, self.slow = 0.0, False
         self._tasks, self._cwd, self._start_timeout = tasks, cwd, start_timeout
         self._restarts = restarts
         self._dismissed = False
@@ -137,13 +139,14 @@ class Link:
 
     async def _live(self, run: _Run) -> None:
         """The task of one run: connect, list the tools, stay until told or until the server ends."""
-        failure = ""
-        run.scope.deadline = anyio.current_time() + self._start_timeout
+        failure, begun = "", anyio.current_time()
+        run.scope.deadline = begun + self._start_timeout
         with run.scope:
             try:
                 async with Client(self._transport(run)) as client:
                     self.specs = tuple([spec async for spec in self._listed(client)])
                     run.scope.deadline = float("inf")
+                    self.seconds = anyio.current_time() - begun
                     run.client, self.failure = client, ""
                     run.settled.set()
                     await run.stop.wait()
@@ -153,6 +156,7 @@ class Link:
                 failure = _words(_leaf(error))
         if run.scope.cancelled_caught and not run.settled.is_set():
             failure = f"it did not answer within {self._start_timeout:g} s.{self._noise(run)}"
+            self.seconds, self.slow = self._start_timeout, True
         if not self._dismissed:
             self.failure = self._account(run, failure)
         run.client = None

@@ -10,7 +10,7 @@ import typer
 
 from llm_tuner.apps.commands import data_sets
 from llm_tuner.apps.commands.synthesize import synthesize
-from llm_tuner.apps.commands.tune import RuntimeName, open_runtime
+from llm_tuner.apps.commands.tune import RuntimeName
 from llm_tuner.apps.console import Json, drive, out, page, table
 
 if TYPE_CHECKING:
@@ -35,26 +35,12 @@ def collect(
 
     Example: llm-tuner data collect --tasks 100 --own 0
     """
-    from llm_tuner import loop
-    from llm_tuner.store import Store
+    from llm_tuner.operations.rounds import collect as collected
 
-    default = loop.Tune()
-    config = loop.Tune(
-        hub=hub,
-        base=base,
-        execute=execute,
-        own_attempts=own,
-        train=default.train.model_copy(update={"tasks": tasks, "catalogues": max(1, tasks // 16)}),
-    )
-    store = Store()
-    serving = open_runtime(runtime)
-    stock = drive(loop.stock_step(config, serving))
-    run = drive(loop.collect_step(config, store, serving, stock))
-    folder = store.folder(run)
-    rows = [[name, str(counts["made"]), str(counts["accepted"])] for name, counts in run.metrics.items()]
-    document = {"run": run.id, "folder": str(folder), "counts": run.metrics}
+    document = drive(collected(hub, base, tasks, own, execute, runtime))  # type: ignore[arg-type]
+    rows = [[name, str(counts["made"]), str(counts["accepted"])] for name, counts in document["counts"].items()]
     if not quiet:
-        out(document, json, lambda: table(rows, ["suite", "made", "accepted"]) + f"\n{folder}")
+        out(document, json, lambda: table(rows, ["suite", "made", "accepted"]) + f"\n{document['folder']}")
 
 
 app.command("import")(data_sets.import_files)

@@ -118,7 +118,7 @@ def promote(name: Name, runtime: Runtime = "embedded", json: Json = False) -> No
 
     Example: llm-tuner models promote demo
     """
-    from llm_tuner.apps.commands.tune import open_runtime
+    from llm_tuner.models.runtimes import open_runtime
 
     version = open_runtime(runtime).promote(name)
     out({"name": name, "stable": version}, json, lambda: f"{name}: stable is now {version}")
@@ -130,7 +130,7 @@ def rollback(name: Name, runtime: Runtime = "embedded", json: Json = False) -> N
 
     Example: llm-tuner rollback demo
     """
-    from llm_tuner.apps.commands.tune import open_runtime
+    from llm_tuner.models.runtimes import open_runtime
 
     version = open_runtime(runtime).rollback(name)
     out({"name": name, "stable": version}, json, lambda: f"{name}: stable is now {version}")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from llm_tuner.apps.commands.tune import RuntimeName, open_runtime
+from llm_tuner.apps.commands.tune import RuntimeName
 from llm_tuner.apps.console import Json, drive, out
 
 
@@ -32,6 +32,7 @@ def search(
     from llm_tuner import loop
     from llm_tuner.apps.settings import resolve_training
     from llm_tuner.loop.search import search_step
+    from llm_tuner.models.runtimes import open_runtime
     from llm_tuner.store import Store
 
     store = Store()

@@ -9,10 +9,11 @@ import typer
 
 from llm_tuner.apps.console import drive, note
 
-app = typer.Typer(help="Servers: the gateway in front of your models.", no_args_is_help=True)
+app = typer.Typer(help="Servers: the gateway, the MCP server, the dashboard.", no_args_is_help=True)
 
 DEFAULT_MODEL = "qwen2.5-coder:0.5b"
 PORT = 11535
+MCP_PORT = 11537
 
 
 @app.command()
@@ -74,3 +75,35 @@ def gateway(
         if records is not None:
             note(f"Exchanges are kept in {records.folder}, scrubbed, for {retention_days} days (--no-record: not).")
         run(made, listening, context=Context(show, budget), constrain=constrain, records=records)  # type: ignore[arg-type]
+
+
+@app.command()
+def mcp(
+    http: Annotated[bool, typer.Option("--http", help="Streamable HTTP at /mcp instead of standard input.")] = False,
+    host: Annotated[str, typer.Option(help="With --http. Beyond loopback LLM_TUNER_TOKEN must be set.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="With --http. 0: any free one.")] = MCP_PORT,
+) -> None:
+    """llm-tuner itself as an MCP server, for Claude Code and other agents: everything that the terminal can do.
+
+    What destroys only says what it would do, until it is called again with confirm=true.
+
+    Example: claude mcp add llm-tuner -- llm-tuner serve mcp
+    """
+    import os
+
+    import anyio
+
+    from llm_tuner.apps.gateway.running import bound
+    from llm_tuner.apps.mcp_face import http_app, serve_stdio
+    from llm_tuner.operations.table import OPERATIONS
+
+    if not http:
+        anyio.run(serve_stdio, OPERATIONS)
+        return
+    import uvicorn
+
+    with bound(host, port) as listening:
+        address = listening.getsockname()
+        note(f"http://{address[0]}:{address[1]}/mcp serves {len(OPERATIONS)} tools.")
+        made = http_app(OPERATIONS, os.environ.get("LLM_TUNER_TOKEN", ""))
+        uvicorn.Server(uvicorn.Config(made, log_level="warning", server_header=False)).run(sockets=[listening])

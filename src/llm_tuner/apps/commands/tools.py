@@ -12,7 +12,6 @@ from llm_tuner.apps.console import Json, note, out, table
 
 if TYPE_CHECKING:
     from llm_tuner.models.window import Budget
-    from llm_tuner.types import ToolSpec
 
 app = typer.Typer(help="Tool servers (MCP): list their tools, call one.", no_args_is_help=True)
 
@@ -111,56 +110,12 @@ def budget(
     Example: llm-tuner tools budget --hub .mcp.json --model qwen2.5-coder:0.5b --windows 32768,8192
     """
     from llm_tuner.apps.console import drive
-    from llm_tuner.evaluation.target import Target, locate
-    from llm_tuner.models.kv_cache import read_kv_cache
-    from llm_tuner.models.llamacpp import Embedded
-    from llm_tuner.models.window import Meter
-    from llm_tuner.models.window import budget as counted
-    from llm_tuner.types import EmptyData, SetupError
+    from llm_tuner.models.window import Budget
+    from llm_tuner.operations.rounds import budget as counted
 
-    sizes = _windows(windows)
-    gguf = drive(locate(Target(model=model))).gguf
-    if gguf is None:
-        raise SetupError(f"{model} has no file here. Name a known or installed model, or a .gguf.")
-    kept = read_kv_cache(gguf)
-    kept.bytes(1, cache)
-    specs = _specs(hub)
-    if not specs:
-        raise EmptyData(f"The hub lists no tool. Run: llm-tuner tools list --hub {hub}")
-    with Embedded(gguf, name=model, context=512) as renderer:
-        found = counted(specs, Meter(renderer), sizes, kept, cache)
-    document = {"model": model, "hub": hub, "cache": cache, **found.model_dump(mode="json")}
+    document = drive(counted(hub, model, windows, cache))
+    found = Budget.model_validate({name: document[name] for name in Budget.model_fields})
     out(document, json, lambda: _budgeted(found, cache))
-
-
-def _windows(text: str) -> tuple[int, ...]:
-    from llm_tuner.types import SetupError
-
-    try:
-        sizes = tuple(int(part.replace("_", "")) for part in text.split(",") if part.strip())
-    except ValueError:
-        sizes = ()
-    if not sizes or min(sizes) < 1:
-        raise SetupError(f'--windows is a list of whole numbers of tokens like 32768,8192, found "{text}".')
-    return sizes
-
-
-def _specs(hub: str) -> tuple[ToolSpec, ...]:
-    """The hub's tools: from its servers, or out of a list of them."""
-    from pydantic import TypeAdapter, ValidationError
-
-    from llm_tuner.loop import Tune, workshop
-    from llm_tuner.types import DataError, ToolSpec
-
-    path = Path(hub)
-    if path.is_file() and path.read_bytes().lstrip().startswith(b"["):
-        try:
-            return TypeAdapter(tuple[ToolSpec, ...]).validate_json(path.read_bytes())
-        except ValidationError as error:
-            raise DataError(f"{hub} is no list of tools ({error.error_count()} faults). Write it with: "
-                            "llm-tuner tools list --hub FILE --json") from error  # fmt: skip
-    with workshop(Tune(hub=hub)) as (tools, _):
-        return tools.specs()
 
 
 def _budgeted(found: Budget, cache: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llm_tuner.apps.commands.tune import RuntimeName, open_runtime
+from llm_tuner.apps.commands.tune import RuntimeName
 from llm_tuner.apps.console import Json, drive, out
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def train(
     from llm_tuner import loop
     from llm_tuner.apps.settings import resolve_training
     from llm_tuner.loop.feedback import BASE, find_start
+    from llm_tuner.models.runtimes import open_runtime
     from llm_tuner.store import Store
     from llm_tuner.types import SetupError
 

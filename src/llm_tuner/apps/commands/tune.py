@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,7 +11,6 @@ from llm_tuner.apps.console import Json, drive, note, out
 
 if TYPE_CHECKING:
     from llm_tuner.loop import Outcome, Tune
-    from llm_tuner.models.runtimes import Runtime
     from llm_tuner.types import Report
 
 RuntimeName = Annotated[str, typer.Option("--runtime", help="Where the model is served: embedded or ollama.")]
@@ -56,6 +55,8 @@ def tune(
 
 def _run(config: Tune, runtime: str, json: bool) -> None:
     from llm_tuner import loop
+    from llm_tuner.models.runtimes import open_runtime
+    from llm_tuner.operations.rounds import summary
     from llm_tuner.store import Store
     from llm_tuner.types import GATE_REFUSED
 
@@ -63,43 +64,6 @@ def _run(config: Tune, runtime: str, json: bool) -> None:
     out(summary(outcome), json, lambda: _text(outcome))
     if not outcome.decision.promote:
         raise typer.Exit(GATE_REFUSED)
-
-
-def open_runtime(name: str) -> Runtime:
-    """The runtime of that name. SetupError for another word."""
-    from llm_tuner.models.runtimes import EmbeddedRuntime, OllamaRuntime
-    from llm_tuner.types import SetupError
-
-    if name == "embedded":
-        return EmbeddedRuntime()
-    if name == "ollama":
-        return OllamaRuntime()
-    raise SetupError(f'No runtime "{name}". Choose embedded or ollama.')
-
-
-def summary(outcome: Outcome) -> dict[str, Any]:
-    """The document of --json: numbers first, then where the details are."""
-    document: dict[str, Any] = {"before": _numbers(outcome.before), "after": _numbers(outcome.after)}
-    if outcome.unseen_before and outcome.unseen_after:
-        document["unseen_tools"] = {
-            "before": _numbers(outcome.unseen_before),
-            "after": _numbers(outcome.unseen_after),
-        }
-    document["decision"] = {
-        "promote": outcome.decision.promote,
-        "sentences": list(outcome.decision.sentences),
-        "stable": outcome.stable,
-    }
-    document["files"] = outcome.files
-    document["minutes"] = outcome.minutes
-    return document
-
-
-def _numbers(report: Report) -> dict[str, Any]:
-    keys = ("native_rate", "selection", "parameters", "no_call", "selection_lenient", "parameters_lenient")
-    rates = {key: report.rates[key].value for key in keys}
-    intervals = {key: [report.rates[key].low, report.rates[key].high] for key in keys}
-    return {**rates, "latency_p50_ms": report.latency.p50_ms, "n": report.n, "intervals_95": intervals}
 
 
 def _text(outcome: Outcome) -> str:
