@@ -206,8 +206,11 @@ def test_status_and_doctor_on_an_empty_machine(home):
     done = llm_tuner("status", "--json")
     assert done.returncode == 0, done.stderr
     status = json.loads(done.stdout)
-    assert status["tuned"] == {}
-    assert any("llm-tuner demo" in action for action in status["next"])
+    assert status["models"]["tuned"] == {}
+    assert "llm-tuner demo" in [action["command"] for action in status["next_actions"]]
+    page = llm_tuner("status", LC_ALL="ja_JP.UTF-8").stdout
+    assert "次の一手" in page
+    assert "まだ何も測定していません" in page
     doctor = json.loads(llm_tuner("doctor", "--json").stdout)
     assert {check["name"] for check in doctor["checks"]} >= {"xllamacpp", "torch", "git", "ollama", "disk"}
     assert next(c for c in doctor["checks"] if c["name"] == "ollama")["ok"] is False

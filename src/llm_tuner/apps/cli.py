@@ -25,6 +25,7 @@ from llm_tuner.apps.commands import (
     models,
     search,
     serve,
+    standing,
     tools,
     train,
     tune,
@@ -54,7 +55,7 @@ evaluate.app.command("latency")(latency.latency)
 evaluate.app.command("general")(general.general)
 app.add_typer(evaluate.app, name="eval")
 app.command("rollback")(models.rollback)
-app.command("status")(doctor.status)
+app.command("status")(standing.status)
 app.command("doctor")(doctor.doctor)
 
 

@@ -171,10 +171,15 @@ def budget(
         servers=servers,
         around={rendering: meter.around(rendering) for rendering in whole},
         whole=whole,
-        windows=tuple(_use(whole, window, rendering) for window in windows for rendering in whole),
+        windows=uses(whole, windows),
         kv_bytes={window: cache.bytes(window, kind) for window in windows} if cache else {},
         trained=cache.trained if cache else 0,
     )
+
+
+def uses(whole: Mapping[Rendering, int], windows: Sequence[int]) -> tuple[Use, ...]:
+    """A catalogue of so many tokens by rendering, in each window."""
+    return tuple(_use(whole, window, rendering) for window in windows for rendering in whole)
 
 
 def _use(whole: Mapping[Rendering, int], window: int, rendering: Rendering) -> Use:

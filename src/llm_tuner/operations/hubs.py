@@ -75,7 +75,7 @@ def listed(hub: str, *, wait: float = 10, fresh: bool = False) -> tuple[Listed, 
     file = _file(hub)
     known = {server.name: server for server in _remembered(file)}
     now = time.time()
-    if known and not fresh and all(now - server.asked < REMEMBERED for server in known.values()):
+    if known and not fresh and all(_good(server, now, wait) for server in known.values()):
         return tuple(known.values())
     found = tuple(_asked(hub, wait, known, now))
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -84,6 +84,11 @@ def listed(hub: str, *, wait: float = 10, fresh: bool = False) -> tuple[Listed, 
         part.write_text(_Hub(servers=found).model_dump_json(), encoding="utf-8")
         os.replace(part, file)
     return found
+
+
+def _good(server: Listed, now: float, wait: float) -> bool:
+    """Young enough, and not slow by a shorter wait than this one."""
+    return now - server.asked < REMEMBERED and not (server.state == "slow" and server.seconds < wait)
 
 
 def _asked(hub: str, wait: float, known: dict[str, Listed], now: float) -> list[Listed]:

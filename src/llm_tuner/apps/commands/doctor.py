@@ -1,4 +1,4 @@
-"""`llm-tuner doctor`: is this machine ready. `llm-tuner status`: where things stand and what to do next."""
+"""`llm-tuner doctor`: is this machine ready."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ from typing import Any
 import typer
 
 from llm_tuner.apps.console import Json, out, table
-
-TARGETS = {"selection": 0.90, "parameters": 0.85, "native_rate": 0.99}
-"""What a served model should reach on your own catalogue."""
 
 
 def doctor(json: Json = False) -> None:
@@ -35,59 +32,6 @@ def doctor(json: Json = False) -> None:
     out(document, json, text)
     if not checks[0]["ok"]:
         raise typer.Exit(4)
-
-
-def status(json: Json = False) -> None:
-    """Tuned models with their measured rates against the targets, recent runs, disk use, next actions.
-
-    Example: llm-tuner status
-    """
-    from llm_tuner.models.sources import installed
-    from llm_tuner.models.versions import Versions
-    from llm_tuner.store import Store
-
-    store, versions = Store(), Versions()
-    runs = store.runs()
-    tuned = {name: versions.aliases(name) for name in versions.names()}
-    measured = next((run for run in runs if run.kind == "evaluate"), None)
-    rates = measured.metrics.get("held-out", {}) if measured else {}
-    fetched = [model.name for model in installed()]
-    actions = _next(tuned, rates)
-    document: dict[str, Any] = {
-        "tuned": tuned,
-        "fetched": fetched,
-        "last_measured": {"run": measured.id, "rates": rates} if measured else None,
-        "targets": TARGETS,
-        "runs": [{"id": run.id, "kind": run.kind, "seconds": run.seconds} for run in runs[:10]],
-        "runs_bytes": sum(path.stat().st_size for path in store.root.rglob("*") if path.is_file()),
-        "next": actions,
-    }
-
-    def text() -> str:
-        lines = [f"tuned: {name}: {aliases}" for name, aliases in tuned.items()] or ["tuned: nothing yet"]
-        lines += [f"fetched: {', '.join(fetched) or 'nothing'}"]
-        rows = [
-            [key, f"{rates[key] * 100:.1f} %", f"{target * 100:.0f} %", "reached" if rates[key] >= target else "below"]
-            for key, target in TARGETS.items()
-            if rates.get(key) is not None
-        ]
-        if rows:
-            lines += ["", table(rows, ["rate", "last measured", "target", ""])]
-        lines += ["", table([[r.id, f"{r.seconds:.0f} s"] for r in runs[:10]], ["run", "took"])] if runs else []
-        lines += [f"runs use {document['runs_bytes'] / 1e9:.1f} GB in {store.root}"]
-        lines += ["", *(f"next: {action}" for action in actions)]
-        return "\n".join(lines)
-
-    out(document, json, text)
-
-
-def _next(tuned: dict[str, dict[str, str]], rates: dict[str, float]) -> list[str]:
-    if not tuned:
-        return ["llm-tuner demo: see the whole loop once", "llm-tuner tune --hub YOUR.json: on your own servers"]
-    below = [key for key, target in TARGETS.items() if rates.get(key) is not None and rates[key] < target]
-    if below:
-        return [f"{', '.join(below)} below target: llm-tuner tune with more tasks or epochs (docs/tune.md)"]
-    return ["targets reached: llm-tuner models list, and point your agent at NAME:stable"]
 
 
 def _package(name: str, purpose: str, extra: str) -> dict[str, Any]:
