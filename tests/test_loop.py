@@ -150,3 +150,15 @@ def test_a_hub_file_is_kept_as_a_hash_only(tmp_path):
 def test_a_name_that_could_leave_its_folder_is_refused():
     with pytest.raises(ValidationError):
         Tune(name="../up")
+
+
+def test_a_suite_beside_may_refuse_and_cannot_promote():
+    pair = report(right=0.9), report(right=0.4)
+    decision = decide(report(right=0.5), report(right=0.9), Rules(), {"recorded": pair})
+    assert failed(decision) == {"recorded not worse"}
+    assert any("suite recorded fell from 90.0 % to 40.0 %" in sentence for sentence in decision.sentences)
+    better = report(right=0.1), report(right=1.0)
+    assert "parameters" in failed(decide(report(right=0.9), report(right=0.5), Rules(), {"recorded": better}))
+    assert decide(report(right=0.5), report(right=0.9), Rules(), {"recorded": better}).promote
+    noisier = report(silent=1.0), report(silent=0.2)
+    assert failed(decide(report(right=0.5), report(right=0.9), Rules(), {"unseen": noisier})) == {"unseen not worse"}

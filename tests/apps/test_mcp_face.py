@@ -82,8 +82,10 @@ def test_tools_are_described_with_their_effect_and_in_both_languages() -> None:
         assert tools["add"].input_schema["required"] == ["first"]
         assert "足す" in (tools["add"].description or "")
         assert "Example" not in (tools["add"].description or "")
-        hints = [tools[name].annotations for name in ("add", "remove")]
-        assert [(hint.read_only_hint, hint.destructive_hint) for hint in hints if hint] == [(True, False), (False, True)]
+        for name, destroys in (("add", False), ("remove", True)):
+            hints = tools[name].annotations
+            assert hints is not None
+            assert (hints.read_only_hint, hints.destructive_hint) == (not destroys, destroys)
 
     asked(talk)
 

@@ -8,7 +8,7 @@ preferences and reinforcement, is in feedback.py.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from llm_tuner.evaluation.intervals import paired
 from llm_tuner.evaluation.measure import measure
 from llm_tuner.evaluation.render import failures, to_html, to_markdown
 from llm_tuner.evaluation.wording import Language
+from llm_tuner.loop import own_data
 from llm_tuner.models.resources import machine
 from llm_tuner.models.runtimes import Runtime, Served
 from llm_tuner.models.sources import fetch
@@ -60,6 +61,9 @@ from llm_tuner.types import (
     content_hash,
 )
 
+BESIDE = ("unseen", own_data.SUITE)
+"""Suites besides the held-out one: a candidate that is worse on them is refused, none is promoted for them."""
+
 DEMO_UNSEEN = ("git_show", "git_create_branch", "describe_table")
 """Tools of the demo's hub that stand in no training task: what transfers to new tools is measured on them."""
 
@@ -84,7 +88,8 @@ class Tune(Value):
     `answer_tokens` tokens at most; `groups_at_a_time` groups are asked at once where no prompt can be forked. With
     `rollouts_url` a vLLM server there, which serves the same base, is asked instead of the runtime. SFT and DPO run in
     `processes` processes on this machine. `keep`: by category, the share of the training tasks that sft trains on (all
-    where none is named). `search`: between what to search.
+    where none is named). `search`: between what to search. `data`: folders of data sets (recorded traffic, imports)
+    whose training side is learned too; `recorded_tasks` of their held-out side are a suite of their own.
 
     A table given in part (`{"sft": {"epochs": 2}}`) changes this class's default of it, not the table's own: a round of
     a few hundred rows wants smaller steps and a higher rate than SFT's defaults (docs/log.md, 2026-11-23)."""
@@ -94,6 +99,8 @@ class Tune(Value):
     hub: str = "demo"
     execute: bool = True
     seed_folder: Path | None = None
+    data: tuple[Path, ...] = ()
+    recorded_tasks: int = Field(96, ge=0)
     train: Mix = Mix(tasks=480, catalogues=30, sizes=(3, 7), catalogue_chars=2800, no_call=0.17)
     held_out: Mix = Mix(tasks=96, catalogues=4, sizes=(4, 8), catalogue_chars=40_000, whole_hub=True, seed=2)
     unseen_tasks: int = Field(24, ge=0)
@@ -150,7 +157,9 @@ def tune(config: Tune, store: Store, runtime: Runtime) -> Generator[Event, None,
     candidate = yield from runtime.install(config.name, store.folder(trained) / "model.gguf", lineage)
     yield from parity_step(store, runtime, candidate, collected, trained)
     after = yield from evaluate_step(store, runtime, candidate, collected)
-    decision = decide(report(store, before), report(store, after), config.rules)
+    beside = [name for name in BESIDE if name in before.outputs and name in after.outputs]
+    others = {name: (report(store, before, name), report(store, after, name)) for name in beside}
+    decision = decide(report(store, before), report(store, after), config.rules, others)
     suite = load_suite(store.folder(collected) / collected.outputs["held-out"])
     written = promote_step(store, config, suite, before, after, trained, decision)
     stable = incumbent.reference
@@ -234,6 +243,8 @@ def collect_step(config: Tune, store: Store, runtime: Runtime, stock: Served) ->
             "tools": _tools_hash(hub, box),
             "seed_folder": str(config.seed_folder or ""),
         }
+        if config.data:
+            key |= {"data": own_data.data_hash(config.data), "recorded_tasks": config.recorded_tasks}
         inputs = {"base": stock.sha256, **runtime.identity()}
         done = store.find("collect", key, inputs)
         if done is not None:
@@ -267,6 +278,8 @@ def _collect(
             f"{folder.path}; with --no-execute calls are checked by their schema only."
         )
     sample = _sample(load_suite(folder.path / "train.jsonl").tasks, config.own_attempts)
+    if config.data:
+        own_data.add(config.data, config.recorded_tasks, folder)
     if sample:
         with runtime.open(stock) as model:
             own = yield from collect(sample, toolbox, folder.path / "own.jsonl", backend=model, restore=box.restore)
@@ -305,7 +318,7 @@ def evaluate_step(store: Store, runtime: Runtime, served: Served, collected: Run
     """The held-out and the unseen-tools suite, asked of a model as it is served."""
     suites = {
         name: load_suite(store.folder(collected) / collected.outputs[name])
-        for name in ("held-out", "unseen")
+        for name in ("held-out", *BESIDE)
         if name in collected.outputs
     }
     inputs = {name: suite.hash for name, suite in suites.items()} | {"model": served.sha256, **runtime.identity()}
@@ -463,10 +476,27 @@ def loss_curve(store: Store, trained: Run) -> list[tuple[int, float]]:
 # ----------------------------------------------------------------------------------------------------------- the gate
 
 
-def decide(before: Report, after: Report, rules: Rules) -> Decision:
-    """Promote only if every rule holds. Compared are the same tasks, one by one."""
-    checks = tuple(_checks(before, after, rules))
-    return Decision(promote=all(check.passed for check in checks), checks=checks)
+def decide(
+    before: Report, after: Report, rules: Rules, others: Mapping[str, tuple[Report, Report]] | None = None
+) -> Decision:
+    """Promote only if every rule holds. Compared are the same tasks, one by one; on the `others` (before and after, by
+    suite) no rate may fall beyond chance."""
+    checks = [*_checks(before, after, rules), *(_not_worse(name, *pair) for name, pair in (others or {}).items())]
+    return Decision(promote=all(check.passed for check in checks), checks=tuple(checks))
+
+
+def _not_worse(suite: str, before: Report, after: Report) -> Check:
+    changes = {metric: paired(before, after, metric) for metric in ("selection", "parameters")}
+    worse = [
+        f"{metric} of the suite {suite} fell from {_percent(change.before)} to {_percent(change.after)}"
+        for metric, change in changes.items()
+        if change.n and change.high < 0
+    ]
+    old, new = before.rates["no_call"], after.rates["no_call"]
+    if new.high is not None and old.low is not None and new.high < old.low:
+        worse.append(f"no call where none fits fell from {_percent(old.value)} to {_percent(new.value)} in {suite}")
+    said = "; ".join(worse) if worse else f"Nothing of the suite {suite} got worse beyond chance ({after.n} tasks)"
+    return Check(rule=f"{suite} not worse", passed=not worse, sentence=f"{said}.")
 
 
 def _checks(before: Report, after: Report, rules: Rules) -> Iterator[Check]:

@@ -142,6 +142,7 @@ def tune(
     base: Base = "qwen2.5-coder:0.5b",
     execute: Annotated[bool, Field(description="Really call the servers: for those that stay in their folder.")] = True,
     runtime: Runtime = "embedded",
+    data: Annotated[list[str], Field(description="Folders of data sets to learn from too.")] = [],  # noqa: B006
 ) -> Generator[Event, None, dict[str, Json]]:
     """One round of the loop: collect, measure, train, export, install, measure again; promote only if the gate agrees.
 
@@ -153,7 +154,8 @@ def tune(
     from llm_tuner.models.runtimes import open_runtime
     from llm_tuner.store import Store
 
-    config = loop.Tune(hub=hub, name=name, base=base, execute=execute)
+    sets = tuple(Path(folder) for folder in data)
+    config = loop.Tune(hub=hub, name=name, base=base, execute=execute, data=sets)
     return summary((yield from loop.tune(config, Store(), open_runtime(runtime))))
 
 

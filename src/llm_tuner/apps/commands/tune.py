@@ -39,6 +39,9 @@ def tune(
     execute: Annotated[
         bool | None, typer.Option("--execute/--no-execute", help="Really call the servers, inside a throw-away folder.")
     ] = None,
+    data: Annotated[
+        list[Path] | None, typer.Option(help="A data set to learn from too, as `data import` wrote it. Repeatable.")
+    ] = None,
 ) -> None:
     """One round of the loop on your own tool servers.
 
@@ -49,7 +52,7 @@ def tune(
     """
     from llm_tuner.apps.settings import resolve
 
-    flags = {"name": name, "base": base, "hub": hub, "execute": execute}
+    flags = {"name": name, "base": base, "hub": hub, "execute": execute, "data": data or None}
     _run(resolve(config, flags), runtime, json)
 
 
