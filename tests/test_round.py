@@ -4,14 +4,16 @@ import time
 
 import pytest
 
+from llm_tuner.data.dataset import write_manifest
 from llm_tuner.data.synthesize import Mix
 from llm_tuner.loop import Tune, find_run, tune
 from llm_tuner.models.runtimes import EmbeddedRuntime, OllamaRuntime, Served
 from llm_tuner.models.versions import Versions
-from llm_tuner.store import Store
-from llm_tuner.store.suite import load
+from llm_tuner.scoring import gold_attempt, score
+from llm_tuner.store import Store, append_jsonl
+from llm_tuner.store.suite import Suite, load, save
 from llm_tuner.training.sft import SFT
-from llm_tuner.types import ExactCalls, TemplateMismatch, UnknownModel
+from llm_tuner.types import ExactCalls, Message, Task, TemplateMismatch, ToolCall, ToolSpec, UnknownModel
 
 pytest.importorskip("torch")
 
@@ -51,8 +53,31 @@ def places(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def outcome(places):
-    return drain(tune(CONFIG, *places))
+def config(tmp_path_factory):
+    """The round, with a data set of one's own: two examples to learn, two to measure."""
+    folder = tmp_path_factory.mktemp("own")
+    tools = tuple(
+        ToolSpec(name=name, parameters={"type": "object", "properties": {"city": {"type": "string"}}})
+        for name in ("get_weather", "get_map")
+    )
+    for split, cities in (("train", ("Paris", "Lima")), ("held-out", ("Oslo", "Bern"))):
+        tasks = []
+        for city in cities:
+            call = ToolCall(name="get_weather", arguments={"city": city})
+            asked = Message(role="user", text=f"What is the weather like in {city}?")
+            expect = ExactCalls(calls=(call,))
+            task = Task(messages=(asked,), tools=tools, expect=expect, category="single", language="en", split=split)
+            attempt = gold_attempt(task)
+            append_jsonl(folder / "attempts.jsonl", attempt.model_copy(update={"verdict": score(task, attempt)}))
+            tasks.append(task)
+        save(Suite(name=split, tasks=tuple(tasks)), folder / f"{split}.jsonl")
+    write_manifest(folder, {})
+    return CONFIG.model_copy(update={"data": (folder,)})
+
+
+@pytest.fixture(scope="module")
+def outcome(places, config):
+    return drain(tune(config, *places))
 
 
 @pytest.mark.timeout(1500)
@@ -80,6 +105,17 @@ def test_every_step_left_a_run_and_lineage_leads_back_to_the_data(outcome, place
     assert "http://" not in html.split("<body")[0]
 
 
+def test_data_of_ones_own_is_learned_and_its_held_out_side_measured(outcome, places):
+    store, _ = places
+    collected = find_run(store, "collect", "last")
+    assert collected.metrics["recorded"] == {"made": 4, "accepted": 2, "held_out": 2}
+    rows = (store.folder(find_run(store, "train", "last")) / "rows.jsonl").read_text()
+    assert "weather like in Lima" in rows
+    assert "weather like in Oslo" not in rows
+    (check,) = (check for check in outcome.decision.checks if check.rule == "recorded not worse")
+    assert "2 tasks" in check.sentence or not check.passed
+
+
 def test_the_gate_decides_what_serves(outcome, places):
     aliases = places[1].versions.aliases("small")
     assert ("stable" in aliases) == outcome.decision.promote
@@ -88,10 +124,10 @@ def test_the_gate_decides_what_serves(outcome, places):
         places[1].rollback("small")
 
 
-def test_a_second_run_reuses_everything_and_ends_the_same(outcome, places):
+def test_a_second_run_reuses_everything_and_ends_the_same(outcome, places, config):
     seen = []
     start = time.monotonic()
-    again = drain(tune(CONFIG, *places), seen)
+    again = drain(tune(config, *places), seen)
     assert (again.before, again.after) == (outcome.before, outcome.after)
     assert again.decision == outcome.decision
     assert {event.step for event in seen if "reused" in event.data} >= {"collect", "train", "evaluate"}

@@ -10,7 +10,7 @@ import time
 import pytest
 
 COMMANDS = [
-    "demo", "tune", "train", "search", "export", "rollback", "status", "doctor",
+    "demo", "tune", "watch", "train", "search", "export", "rollback", "status", "doctor",
     "models list", "models pull", "models rm", "models versions", "models promote", "models rollback",
     "tools list", "tools call", "data collect", "data show", "data import", "data export",
     "data check", "data card", "eval suite", "eval score", "eval bfcl", "eval compare", "eval latency", "eval general",
@@ -214,6 +214,14 @@ def test_status_and_doctor_on_an_empty_machine(home):
     doctor = json.loads(llm_tuner("doctor", "--json").stdout)
     assert {check["name"] for check in doctor["checks"]} >= {"xllamacpp", "torch", "git", "ollama", "disk"}
     assert next(c for c in doctor["checks"] if c["name"] == "ollama")["ok"] is False
+
+
+def test_a_watch_without_traffic_says_where_it_comes_from(home):
+    done = llm_tuner("watch", "--once", "--quiet", "", "--memory-gb", "0", "--cpu", "100", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"round": None}
+    assert "llm-tuner serve gateway" in done.stderr
+    assert llm_tuner("watch", "--once", "--quiet", "night").returncode == 4
 
 
 @pytest.mark.servers

@@ -29,6 +29,7 @@ from llm_tuner.apps.commands import (
     tools,
     train,
     tune,
+    watch,
 )
 
 INTERRUPTED = 130
@@ -43,6 +44,7 @@ app = typer.Typer(
 )
 app.command("demo")(tune.demo)
 app.command("tune")(tune.tune)
+app.command("watch")(watch.watch)
 app.add_typer(models.app, name="models")
 app.add_typer(tools.app, name="tools")
 app.add_typer(data.app, name="data")

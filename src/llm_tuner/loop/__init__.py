@@ -140,8 +140,9 @@ class Outcome(Value):
     files: dict[str, str]
 
 
-def tune(config: Tune, store: Store, runtime: Runtime) -> Generator[Event, None, Outcome]:
-    """Collect, measure, train, export, install, measure again, decide; then promote, or leave what serves alone."""
+def tune(config: Tune, store: Store, runtime: Runtime, *, promote: bool = True) -> Generator[Event, None, Outcome]:
+    """Collect, measure, train, export, install, measure again, decide; then promote, or leave what serves. Without
+    `promote` a candidate that passed waits for somebody who promotes it."""
     clock = time.monotonic()
     hub_hash(config.hub)  # a missing file is told before anything is fetched
     stock = yield from stock_step(config, runtime)
@@ -163,7 +164,7 @@ def tune(config: Tune, store: Store, runtime: Runtime) -> Generator[Event, None,
     suite = load_suite(store.folder(collected) / collected.outputs["held-out"])
     written = promote_step(store, config, suite, before, after, trained, decision)
     stable = incumbent.reference
-    if decision.promote:
+    if decision.promote and promote:
         stable = f"{config.name}:stable = {runtime.promote(config.name)}"
     return _outcome(store, written, stable, clock)
 

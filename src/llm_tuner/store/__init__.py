@@ -83,7 +83,7 @@ class Store:
         resumed = path.exists()
         path.mkdir(exist_ok=True)
         started, clock = datetime.now(UTC), time.monotonic()
-        with _lock(path / ".lock"), disk_full_named(path):
+        with alone(path / ".lock"), disk_full_named(path):
             folder = RunFolder(path, kind, key, resumed)
             yield folder
             run = Run(
@@ -154,11 +154,12 @@ def versions() -> dict[str, str]:
 
 
 @contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """One living process writes a partial run; the lock of a dead one is taken over."""
+def alone(path: Path) -> Iterator[None]:
+    """One living process works on what lies beside this lock; the lock of a dead one is taken over. Raises SetupError
+    where another one lives."""
     owner = _living(path)
     if owner and owner != os.getpid():
-        raise SetupError(f"Process {owner} is already working on this run ({path.parent}). Wait for it or stop it.")
+        raise SetupError(f"Process {owner} is already working on this ({path.parent}). Wait for it or stop it.")
     path.write_text(f"{os.getpid()} {psutil.Process().create_time()}")
     try:
         yield
