@@ -36,7 +36,8 @@ def watch(
 
     Exchanges are judged by their tool results and by feedback. The gate decides as in `tune`: what serves is replaced
     only by what measured better on tasks that no exchange made, and not worse on held-out exchanges. It may be killed
-    at any time; a round goes on where it stopped. Works at a low priority. Exit code 3 with --once when the gate refused.
+    at any time; a round goes on where it stopped. Works at a low priority. Exit code 3 with --once where the gate
+    refused.
 
     Example: llm-tuner watch --hub .mcp.json --name mine --no-execute --once
     """
