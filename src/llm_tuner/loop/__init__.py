@@ -7,6 +7,7 @@ preferences and reinforcement, is in feedback.py.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from llm_tuner.evaluation.measure import measure
 from llm_tuner.evaluation.render import failures, to_html, to_markdown
 from llm_tuner.evaluation.wording import Language
 from llm_tuner.loop import own_data
+from llm_tuner.models.chat_template import chat_template
 from llm_tuner.models.resources import machine
 from llm_tuner.models.runtimes import Runtime, Served
 from llm_tuner.models.sources import fetch
@@ -150,7 +152,7 @@ def tune(config: Tune, store: Store, runtime: Runtime, *, promote: bool = True) 
     collected = yield from collect_step(config, store, runtime, stock)
     before = yield from evaluate_step(store, runtime, incumbent, collected)
     trained = yield from train_step(config, store, runtime, stock, collected)
-    lineage: dict[str, Json] = {"base": stock.sha256, "runs": [collected.id, trained.id], "metrics": trained.metrics}
+    lineage = _lineage(config, store, stock, collected, trained)
     done = _promoted_before(store, config, trained)
     if done is not None and incumbent != stock:
         yield Event(step="promote", message=f"this round is done: {done.id}", data={"reused": done.id})
@@ -161,12 +163,45 @@ def tune(config: Tune, store: Store, runtime: Runtime, *, promote: bool = True) 
     beside = [name for name in BESIDE if name in before.outputs and name in after.outputs]
     others = {name: (report(store, before, name), report(store, after, name)) for name in beside}
     decision = decide(report(store, before), report(store, after), config.rules, others)
+    runtime.note(candidate, _measured(store, after, decision))
     suite = load_suite(store.folder(collected) / collected.outputs["held-out"])
     written = promote_step(store, config, suite, before, after, trained, decision)
     stable = incumbent.reference
     if decision.promote and promote:
         stable = f"{config.name}:stable = {runtime.promote(config.name)}"
     return _outcome(store, written, stable, clock)
+
+
+def _lineage(config: Tune, store: Store, stock: Served, collected: Run, trained: Run) -> dict[str, Json]:
+    """Where a version comes from: enough to make it again, and to say how it differs from another."""
+    rows = store.folder(trained) / trained.outputs["rows"]
+    return {
+        "base": stock.sha256,
+        "runs": [collected.id, trained.id],
+        "metrics": trained.metrics,
+        "config": config.model_dump(mode="json"),
+        "data": {"examples": collected.metrics, "hub": collected.config["hub"], "rows": _file_hash(rows)},
+        "template": content_hash(chat_template(stock.gguf)),
+        "software": trained.versions,
+    }
+
+
+def _measured(store: Store, after: Run, decision: Decision) -> dict[str, Json]:
+    found = report(store, after)
+    keys = ("native_rate", "selection", "parameters", "no_call")
+    return {
+        "run": after.id,
+        "rates": {key: [found.rates[key].value, found.rates[key].low, found.rates[key].high] for key in keys},
+        "n": found.n,
+        "latency_p50_ms": found.latency.p50_ms,
+        "promote": decision.promote,
+        "sentences": list(decision.sentences),
+    }
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _promoted_before(store: Store, config: Tune, trained: Run) -> Run | None:

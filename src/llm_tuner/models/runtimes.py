@@ -82,6 +82,14 @@ class Runtime(Protocol):
 
     def install(self, name: str, gguf: Path, lineage: dict[str, Json]) -> Generator[Event, None, Served]: ...
 
+    def aliases(self, name: str) -> dict[str, str]:
+        """Alias -> what it serves: a version, or the beginning of a digest."""
+        ...
+
+    def note(self, served: Served, measured: dict[str, Json]) -> None:
+        """Keeps what was measured of an installed model, where the runtime has a place for it."""
+        ...
+
     def promote(self, name: str) -> str: ...
 
     def rollback(self, name: str) -> str: ...
@@ -134,6 +142,12 @@ class EmbeddedRuntime:
         yield Event(step="install", message=f"{name}:candidate is {version.version}", done=1, total=1)
         reference = f"{name}:candidate"
         return Served(reference=reference, gguf=self.versions.path(reference), sha256=version.sha256)
+
+    def aliases(self, name: str) -> dict[str, str]:
+        return self.versions.aliases(name)
+
+    def note(self, served: Served, measured: dict[str, Json]) -> None:
+        self.versions.note(served.reference, measured)
 
     def promote(self, name: str) -> str:
         return self.versions.promote(name).version
@@ -231,7 +245,15 @@ class OllamaRuntime:
         digest = self._digests().get(f"{name}:candidate", "")
         return Served(reference=f"{name}:candidate", gguf=gguf, sha256=digest)
 
+    def aliases(self, name: str) -> dict[str, str]:
+        tags = {tag.partition(":"): digest for tag, digest in self._digests().items()}
+        return {alias: digest[:12] for (model, _, alias), digest in tags.items() if model == name}
+
+    def note(self, served: Served, measured: dict[str, Json]) -> None:
+        """An Ollama server keeps nothing beside a model; the run folders have it."""
+
     def promote(self, name: str) -> str:
+        """Three requests, each of which leaves something that serves: killed in between, the same again ends it."""
         digests = self._digests()
         candidate, stable = digests.get(f"{name}:candidate"), digests.get(f"{name}:stable")
         if candidate is None:

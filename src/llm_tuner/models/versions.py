@@ -7,6 +7,7 @@ the model that serves today serving.
     ROOT/files/SHA256.gguf          the weights, named by their content
     ROOT/NAME/v3.json               one version: what it is and where it comes from
     ROOT/NAME/aliases.json          candidate, stable, and the stables before it
+    ROOT/NAME/moves.jsonl           which alias moved when, from where to where, and why
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
@@ -34,7 +35,7 @@ _VERSION = re.compile(r"v[1-9]\d*")
 
 class Version(Value):
     """One installed version. `version` is like "v3", `size` is in bytes, `created` is UTC in ISO 8601; `lineage` says
-    which run, base and data it comes from."""
+    which run, base and data it comes from, `measured` what was measured of it and how the gate decided."""
 
     name: str
     version: str
@@ -42,6 +43,30 @@ class Version(Value):
     size: int
     created: str
     lineage: dict[str, Json] = Field(default_factory=dict)
+    measured: dict[str, Json] = Field(default_factory=dict)
+
+    @property
+    def refused(self) -> bool:
+        """Whether the gate said no to it."""
+        return self.measured.get("promote") is False
+
+
+class Move(Value):
+    """An alias that moved: from version to version, "" for none; `by` what (install, promote, rollback, alias)."""
+
+    when: str
+    alias: str
+    before: str
+    after: str
+    by: str
+
+
+class Garbage(Value):
+    """What no alias reaches: versions ("name:v3"), and files with the bytes that removing all of it would free."""
+
+    versions: tuple[str, ...]
+    files: tuple[Path, ...]
+    bytes: int
 
 
 class _Aliases(Value):
@@ -65,8 +90,7 @@ class Versions:
 
         Raises CorruptModel (not a whole GGUF), DiskFull, SetupError (a bad name).
         """
-        if _VERSION.fullmatch(alias) or alias == "previous" or not _NAME.fullmatch(alias):
-            raise SetupError(f'"{alias}" cannot be an alias. Choose a word such as candidate or stable.')
+        _require_alias(alias)
         check_gguf(gguf)
         with self._alone(name):
             sha256 = self._copy(gguf)
@@ -74,7 +98,7 @@ class Versions:
             state = self._state(name)
             if alias == "stable":
                 state = _to_stable(state, version.version)
-            self._save(name, state.model_copy(update={"aliases": {**state.aliases, alias: version.version}}))
+            self._save(name, state.model_copy(update={"aliases": {**state.aliases, alias: version.version}}), "install")
             return version
 
     def path(self, reference: str) -> Path:
@@ -134,7 +158,7 @@ class Versions:
             self.path(f"{name}:candidate")
             state = _to_stable(state, candidate.version)
             rest = {alias: version for alias, version in state.aliases.items() if alias != "candidate"}
-            self._save(name, state.model_copy(update={"aliases": rest}))
+            self._save(name, state.model_copy(update={"aliases": rest}), "promote")
             return candidate
 
     def rollback(self, name: str) -> Version:
@@ -153,8 +177,86 @@ class Versions:
             self.path(f"{name}:previous")
             back = self.version(f"{name}:previous")
             moved = {"aliases": {**state.aliases, "stable": back.version}, "past": state.past[:-1]}
-            self._save(name, state.model_copy(update=moved))
+            self._save(name, state.model_copy(update=moved), "rollback")
             return back
+
+    def alias(self, name: str, alias: str, which: str) -> Version | None:
+        """Has `alias` (a role, any word) serve the version `which`, "v3" or what another alias serves; "" takes the
+        alias away. `stable` moves as with a promotion: the one before is remembered.
+
+        Raises UnknownModel, and SetupError for what cannot be an alias or may not be taken away.
+        """
+        _require_alias(alias)
+        with self._alone(name):
+            state = self._state(name)
+            if not which:
+                self.history(name)
+                if alias == "stable" or alias not in state.aliases:
+                    why = "stable has to serve something" if alias == "stable" else f"found: {self.aliases(name)}"
+                    raise SetupError(f'The alias "{alias}" of {name} cannot be taken away ({why}).')
+                rest = {known: version for known, version in state.aliases.items() if known != alias}
+                self._save(name, state.model_copy(update={"aliases": rest}), "alias")
+                return None
+            version = self.version(f"{name}:{which}")
+            self.path(f"{name}:{version.version}")
+            if alias == "stable":
+                state = _to_stable(state, version.version)
+            moved = {"aliases": {**state.aliases, alias: version.version}}
+            self._save(name, state.model_copy(update=moved), "alias")
+            return version
+
+    def note(self, reference: str, measured: dict[str, Json]) -> Version:
+        """Writes down what was measured of a version. Raises UnknownModel."""
+        name = reference.partition(":")[0]
+        with self._alone(name):
+            version = self.version(reference).model_copy(update={"measured": measured})
+            replace_text(self._folder(name) / f"{version.version}.json", version.model_dump_json(indent=1))
+            return version
+
+    def moves(self, name: str) -> tuple[Move, ...]:
+        """Every move of an alias, oldest first; a line that a crash cut is left out."""
+        found = []
+        with suppress(FileNotFoundError):
+            for line in (self._folder(name) / "moves.jsonl").read_bytes().splitlines():
+                with suppress(ValidationError):
+                    found.append(Move.model_validate_json(line))
+        return tuple(found)
+
+    def garbage(self, keep: int = 1) -> Garbage:
+        """What could go: versions that no alias serves and that are not among the last `keep` stables before this one,
+        weights that no other version has, and what killed installs left."""
+        gone, kept = [], set[str]()
+        for name in self.names():
+            state = self._state(name)
+            reached = {*state.aliases.values(), *(state.past[-keep:] if keep else ())}
+            for version in self.history(name):
+                if version.version in reached:
+                    kept.add(version.sha256)
+                else:
+                    gone.append(f"{name}:{version.version}")
+        folder = self.root / "files"
+        files = [path for path in sorted(folder.glob("*.gguf")) if path.stem not in kept]
+        files += [path for path in sorted(folder.glob("*.tmp")) if not _writing(path)]
+        sizes = []
+        for path in files:
+            with suppress(FileNotFoundError):
+                sizes.append(path.stat().st_size)
+        return Garbage(versions=tuple(gone), files=tuple(files), bytes=sum(sizes))
+
+    def collect_garbage(self, keep: int = 1) -> Garbage:
+        """Removes it: first the versions' notes, then files, so that no version is ever without its weights."""
+        with locked(self.root / "lock"):
+            found = self.garbage(keep)
+            for reference in found.versions:
+                name, _, which = reference.partition(":")
+                state = self._state(name)
+                if which in state.past:
+                    past = tuple(old for old in state.past if old != which)
+                    self._save(name, state.model_copy(update={"past": past}), "gc")
+                (self._folder(name) / f"{which}.json").unlink(missing_ok=True)
+            for path in found.files:
+                path.unlink(missing_ok=True)
+            return found
 
     def remove(self, reference: str) -> Version:
         """Deletes one version "name:v3", and its weights when no other version has the same.
@@ -172,7 +274,8 @@ class Versions:
                     f"{reference} is {' and '.join(serving)} of {name}: not removed. Promote or roll back first."
                 )
             state = self._state(name)
-            self._save(name, state.model_copy(update={"past": tuple(old for old in state.past if old != which)}))
+            past = tuple(old for old in state.past if old != which)
+            self._save(name, state.model_copy(update={"past": past}), "remove")
             (self._folder(name) / f"{which}.json").unlink()
             if all(other.sha256 != version.sha256 for n in self.names() for other in self.history(n)):
                 self._file(version.sha256).unlink(missing_ok=True)
@@ -241,10 +344,31 @@ class Versions:
         path = self._folder(name) / "aliases.json"
         return _read(path, _Aliases) if path.exists() else _Aliases()
 
-    def _save(self, name: str, state: _Aliases) -> None:
+    def _save(self, name: str, state: _Aliases, by: str) -> None:
+        """One rename moves what serves; the line about it follows, and may be lost in a crash."""
+        before = self._state(name).aliases
         last = max([state.last, *(_number(version.version) for version in self.history(name))])
         path = self._folder(name) / "aliases.json"
         replace_text(path, state.model_copy(update={"last": last}).model_dump_json(indent=1))
+        when = datetime.now(UTC).isoformat(timespec="seconds")
+        with (self._folder(name) / "moves.jsonl").open("a", encoding="utf-8") as file:
+            for alias in sorted({*before, *state.aliases}):
+                old, new = before.get(alias, ""), state.aliases.get(alias, "")
+                if old != new:
+                    move = Move(when=when, alias=alias, before=old, after=new, by=by)
+                    file.write(move.model_dump_json() + "\n")
+
+
+def _require_alias(alias: str) -> None:
+    if _VERSION.fullmatch(alias) or alias == "previous" or not _NAME.fullmatch(alias):
+        raise SetupError(f'"{alias}" cannot be an alias. Choose a word such as candidate, stable or worker.')
+
+
+def _writing(temporary: Path) -> bool:
+    """Whether the process that a half copy is named after still lives."""
+    import psutil
+
+    return temporary.stem.isdigit() and psutil.pid_exists(int(temporary.stem))
 
 
 def _to_stable(state: _Aliases, version: str) -> _Aliases:

@@ -1,56 +1,84 @@
-"""`llm-tuner models`: what is here, what serves, fetch, remove, promote, roll back."""
+"""`llm-tuner models`: what is here, what serves, fetch, remove, promote, roll back, tidy up."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from llm_tuner.apps import face
 from llm_tuner.apps.console import Json, drive, out, table
+from llm_tuner.operations import versions as operations
 
-if TYPE_CHECKING:
-    from llm_tuner.types import Value
-
-app = typer.Typer(help="Models: list, pull, rm, versions, promote, rollback.", no_args_is_help=True)
-
-Runtime = Annotated[str, typer.Option("--runtime", help="embedded or ollama.")]
-Name = Annotated[str, typer.Argument(help="Name of a tuned model, without an alias.")]
+app = typer.Typer(help="Models: list, pull, rm, history, diff, promote, rollback, alias, gc.", no_args_is_help=True)
 
 
-@app.command("list")
-def list_(json: Json = False) -> None:
-    """Known models, fetched files, tuned versions, and what an Ollama server has if one answers.
+def _listed(found: dict[str, Any]) -> str:
+    rows = [
+        [m["name"], m["quantisation"], _size(m["size"]), m["role"], "fetched" if m["fetched"] else ""]
+        for m in found["known"]
+    ]
+    rows += [
+        [f"{v['name']}:{v['version']}", "tuned", _size(v["size"]), "", ", ".join(v["aliases"])] for v in found["tuned"]
+    ]
+    rows += [[m["name"], "ollama", _size(m["size"]), "", ""] for m in found["ollama"] or []]
+    return table(rows, ["model", "kind", "size", "role", "state"])
 
-    Example: llm-tuner models list
-    """
-    from llm_tuner.models import catalogue
-    from llm_tuner.models.sources import installed
-    from llm_tuner.models.versions import Versions
 
-    fetched = {model.name: model for model in installed()}
-    versions = Versions()
-    tuned = [(v, versions.aliases(name)) for name in versions.names() for v in versions.history(name)]
-    known = [{**_plain(model), "fetched": model.name in fetched} for model in catalogue.KNOWN]
-    document = {
-        "known": known,
-        "fetched": [_plain(model) for model in fetched.values()],
-        "tuned": [{**_plain(v), "aliases": _serving(v.version, aliases)} for v, aliases in tuned],
-        "ollama": _ollama(),
-    }
+def _history(found: dict[str, Any]) -> str:
+    rows = [
+        [v["version"], v["created"], _size(v["size"]), _rates(v["measured"]), ", ".join(v["aliases"])]
+        for v in found["versions"]
+    ]
+    parts = [table(rows, ["version", "created", "size", "right tool, arguments", "aliases"])]
+    if found["moves"]:
+        moves = [[m["when"], m["alias"], m["before"] or "-", m["after"] or "-", m["by"]] for m in found["moves"]]
+        parts.append(table(moves, ["when", "alias", "from", "to", "by"]))
+    return "\n\n".join(parts)
 
-    def text() -> str:
-        rows = [
-            [m["name"], m["quantisation"], _size(m["size"]), m["role"], "fetched" if m["fetched"] else ""]
-            for m in known
-        ]
-        rows += [
-            [f"{v.name}:{v.version}", "tuned", _size(v.size), "", ", ".join(_serving(v.version, aliases))]
-            for v, aliases in tuned
-        ]
-        rows += [[m["name"], "ollama", _size(m["size"]), "", ""] for m in document["ollama"] or []]
-        return table(rows, ["model", "kind", "size", "role", "state"])
 
-    out(document, json, text)
+def _rates(measured: dict[str, Any]) -> str:
+    shown = [measured.get("rates", {}).get(key, [None])[0] for key in ("selection", "parameters")]
+    text = ", ".join(f"{value * 100:.1f} %" for value in shown if value is not None)
+    return text + (" refused" if measured.get("promote") is False else "")
+
+
+def _diff(found: dict[str, Any]) -> str:
+    if not found["changes"]:
+        return f"{found['before']} and {found['after']} do not differ."
+    rows = [[c["field"], _short(c["before"]), _short(c["after"]), _change(c)] for c in found["changes"]]
+    return table(rows, ["field", found["before"], found["after"], "change"])
+
+
+def _change(change: dict[str, Any]) -> str:
+    return f"{change['difference']:+.4g}" if "difference" in change else ""
+
+
+def _short(value: Any) -> str:
+    text = "-" if value is None else str(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _aliases(found: dict[str, Any]) -> str:
+    return f"{found['name']}: " + ", ".join(f"{alias} = {version}" for alias, version in found["aliases"].items())
+
+
+_TEXTS: dict[str, face.Text] = {
+    "models_list": _listed,
+    "model_history": _history,
+    "model_diff": _diff,
+    "model_alias": _aliases,
+}
+for _operation in operations.OPERATIONS:
+    face.add(app, _operation, _TEXTS.get(_operation.name, face.sentences))
+
+_by_name = {operation.name: operation for operation in operations.OPERATIONS}
+app.command("versions", help=_by_name["model_history"].help.replace("models history", "models versions"))(
+    face.command(_by_name["model_history"], _history)
+)
+rollback = face.command(_by_name["model_rollback"], face.sentences)
+"""Also `llm-tuner rollback`."""
+rollback.__doc__ = _by_name["model_rollback"].help.replace("models rollback", "rollback")
 
 
 @app.command()
@@ -68,91 +96,6 @@ def pull(
 
     path = drive(fetch(name, order=source, sha256=sha256))
     out({"name": name, "path": str(path), "size": path.stat().st_size}, json, lambda: str(path))
-
-
-@app.command()
-def rm(
-    name: Annotated[str, typer.Argument(help='A fetched model, or one tuned version as "name:v3".')],
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    json: Json = False,
-) -> None:
-    """Delete a fetched model or a tuned version that no alias serves.
-
-    Example: llm-tuner models rm demo:v1 --yes
-    """
-    from llm_tuner.models.sources import installed, remove
-    from llm_tuner.models.versions import Versions
-
-    cached = name in {model.name for model in installed()}
-    if not yes:
-        typer.confirm(f"Delete {name}?", abort=True, err=True)
-    if cached:
-        removed = [str(path) for path in remove(name)]
-    else:
-        version = Versions().remove(name)
-        removed = [f"{version.name}:{version.version}"]
-    out({"removed": removed}, json, lambda: "Removed " + ", ".join(removed))
-
-
-@app.command()
-def versions(name: Name, json: Json = False) -> None:
-    """The versions of a tuned model, their lineage and what serves.
-
-    Example: llm-tuner models versions demo --json
-    """
-    from llm_tuner.models.versions import Versions
-
-    store = Versions()
-    aliases = store.aliases(name)
-    history = store.history(name)
-    document = [{**_plain(v), "aliases": _serving(v.version, aliases)} for v in history]
-    rows = [
-        [v.version, v.created, _size(v.size), v.sha256[:12], ", ".join(_serving(v.version, aliases))] for v in history
-    ]
-    out(document, json, lambda: table(rows, ["version", "created", "size", "sha256", "aliases"]))
-
-
-@app.command()
-def promote(name: Name, runtime: Runtime = "embedded", json: Json = False) -> None:
-    """Make the candidate stable by hand. `llm-tuner tune` does it when the gate says so.
-
-    Example: llm-tuner models promote demo
-    """
-    from llm_tuner.models.runtimes import open_runtime
-
-    version = open_runtime(runtime).promote(name)
-    out({"name": name, "stable": version}, json, lambda: f"{name}: stable is now {version}")
-
-
-@app.command()
-def rollback(name: Name, runtime: Runtime = "embedded", json: Json = False) -> None:
-    """Let the stable version before this one serve again.
-
-    Example: llm-tuner rollback demo
-    """
-    from llm_tuner.models.runtimes import open_runtime
-
-    version = open_runtime(runtime).rollback(name)
-    out({"name": name, "stable": version}, json, lambda: f"{name}: stable is now {version}")
-
-
-def _ollama() -> list[dict[str, Any]] | None:
-    """Models of the Ollama server, None when none answers."""
-    from llm_tuner.models.ollama import OllamaServer
-    from llm_tuner.types import ModelError
-
-    try:
-        return OllamaServer(timeout=5).models()
-    except ModelError:
-        return None
-
-
-def _plain(value: Value) -> dict[str, Any]:
-    return value.model_dump(mode="json")
-
-
-def _serving(version: str, aliases: dict[str, str]) -> list[str]:
-    return [alias for alias, served in aliases.items() if served == version]
 
 
 def _size(size: int | None) -> str:
