@@ -23,6 +23,7 @@ from llm_tuner.apps.commands import (
     general,
     latency,
     models,
+    ollama,
     search,
     serve,
     standing,
@@ -46,6 +47,7 @@ app.command("demo")(tune.demo)
 app.command("tune")(tune.tune)
 app.command("watch")(watch.watch)
 app.add_typer(models.app, name="models")
+app.add_typer(ollama.app, name="ollama")
 app.add_typer(tools.app, name="tools")
 app.add_typer(data.app, name="data")
 app.add_typer(serve.app, name="serve")

@@ -129,9 +129,19 @@ class OllamaServer:
         """Give a model a second name, replacing what had it. No bytes are copied."""
         self.ask("POST", "/api/copy", {"source": source, "destination": destination}, model=source)
 
-    def pull(self, name: str) -> Generator[Event, None, None]:
-        """Fetch a model from its registry. Progress is in bytes."""
-        yield from self._follow("pull", "/api/pull", {"model": name}, name)
+    def load(self, name: str, keep_alive: str = "") -> None:
+        """Have a model in memory before it is asked; `keep_alive` such as "1h", "" for the server's own time."""
+        body: dict[str, Json] = {"model": name} | ({"keep_alive": keep_alive} if keep_alive else {})
+        self.ask("POST", "/api/generate", body, model=name)
+
+    def pull(self, name: str, *, insecure: bool = False) -> Generator[Event, None, None]:
+        """Fetch a model from its registry. Progress is in bytes. Closed in the middle, the server stops and keeps
+        what it has: the same pull goes on from there. `insecure` allows a registry over plain http."""
+        yield from self._follow("pull", "/api/pull", {"model": name, "insecure": insecure}, name)
+
+    def push(self, name: str, *, insecure: bool = False) -> Generator[Event, None, None]:
+        """Send a model to the registry that its name names. Progress is in bytes."""
+        yield from self._follow("push", "/api/push", {"model": name, "insecure": insecure}, name)
 
     def create(
         self,
@@ -185,7 +195,10 @@ class OllamaServer:
             if not answer.is_success:
                 raise self._refusal(path, answer.status_code, _complaint(answer.read().decode()), model, 0)
             for line in filter(None, answer.iter_lines()):
-                sign = json.loads(line)
+                try:
+                    sign = http_answer.document(line)
+                except ValueError as e:
+                    raise _no_ollama(self.url, path, line) from e
                 if "error" in sign:
                     raise self._refusal(path, answer.status_code, str(sign["error"]), model, 0)
                 status = sign.get("status", "")
@@ -259,7 +272,9 @@ class OllamaServer:
 
     def _unknown(self, model: str, path: str) -> UnknownModel:
         if path == "/api/pull":
-            return UnknownModel(f'No model "{model}" in the registry. Look it up: https://ollama.com/search')
+            return UnknownModel(
+                f'No model "{model}" in the registry, or one that misses a part. Look it up: https://ollama.com/search'
+            )
         found = sorted(str(entry["name"]) for entry in self.models())
         listed = f"found {len(found)}: {', '.join(found)}" if found else "there is none at all"
         return UnknownModel(f'No model "{model}" in Ollama ({listed}). Run: ollama pull {model}')
