@@ -180,3 +180,22 @@ def test_ollama_behind_the_gateway_surfaces_what_it_alone_leaves_as_text(
     finally:
         server.delete("gateway-test")
         server.close()
+
+
+@pytest.mark.weights
+def test_roles_of_one_embedded_model_share_it(smol_gguf: Path) -> None:
+    one = RoleSettings(model=str(smol_gguf), window=512)
+    others = set(psutil.Process().children())
+    with ExitStack() as stack:
+        steps = opened({"coordinator": one.model_copy(update={"window": 1024}), "worker": one}, stack)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                made = end.value
+                coordinator, worker = made.all
+                break
+        assert coordinator.upstream is worker.upstream
+        assert coordinator.upstream.window == 1024
+        assert len(set(psutil.Process().children()) - others) == 1
+        asyncio.run(made.close())

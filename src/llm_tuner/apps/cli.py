@@ -22,6 +22,7 @@ from llm_tuner.apps.commands import (
     export,
     general,
     latency,
+    machine,
     models,
     ollama,
     search,
@@ -58,6 +59,7 @@ evaluate.app.command("compare")(compare.compare)
 evaluate.app.command("latency")(latency.latency)
 evaluate.app.command("general")(general.general)
 app.add_typer(evaluate.app, name="eval")
+machine.register(app, models.app)
 app.command("rollback")(models.rollback)
 app.command("status")(standing.status)
 app.command("doctor")(doctor.doctor)

@@ -14,9 +14,26 @@ from typing import Literal
 
 from pydantic import Field
 
+from llm_tuner.models.kv_cache import KvCache
 from llm_tuner.types import UnknownModel, Value
 
 Role = Literal["coordinator", "worker", "fallback", "test"]
+
+
+class Shape(Value):
+    """What decides the memory of a model besides its weights: layers, width, key-value heads, numbers a head,
+    vocabulary, channels of the feed-forward layers. As the publisher's config.json says."""
+
+    layers: int
+    width: int
+    kv_heads: int
+    head: int
+    vocabulary: int
+    feed_forward: int
+
+    def cache(self, context: int) -> KvCache:
+        """Its KV cache; `context` is what it was trained on."""
+        return KvCache(heads=(self.kv_heads,) * self.layers, key=self.head, value=self.head, trained=context)
 
 
 class KnownModel(Value):
@@ -38,6 +55,7 @@ class KnownModel(Value):
     licence: str
     context: int
     sources: Mapping[str, str] = Field(description="scheme -> reference within it")
+    shape: Shape
     repository: str = ""
     size: int | None = None
     sha256: str = ""
@@ -58,6 +76,7 @@ KNOWN: tuple[KnownModel, ...] = (
         repository="Qwen/Qwen2.5-Coder-0.5B-Instruct",
         title="Qwen2.5-Coder 0.5B Instruct",
         architecture="qwen2",
+        shape=Shape(layers=24, width=896, kv_heads=2, head=64, vocabulary=151936, feed_forward=4864),
         parameters=494_032_768,
         quantisation="Q4_K_M",
         role="worker",
@@ -76,6 +95,7 @@ KNOWN: tuple[KnownModel, ...] = (
         repository="Qwen/Qwen2.5-Coder-1.5B-Instruct",
         title="Qwen2.5-Coder 1.5B Instruct",
         architecture="qwen2",
+        shape=Shape(layers=28, width=1536, kv_heads=2, head=128, vocabulary=151936, feed_forward=8960),
         parameters=1_543_714_304,
         quantisation="Q4_K_M",
         role="worker",
@@ -94,6 +114,7 @@ KNOWN: tuple[KnownModel, ...] = (
         repository="Qwen/Qwen2.5-Coder-7B-Instruct",
         title="Qwen2.5-Coder 7B Instruct",
         architecture="qwen2",
+        shape=Shape(layers=28, width=3584, kv_heads=4, head=128, vocabulary=152064, feed_forward=18944),
         parameters=7_615_616_512,
         quantisation="Q4_K_M",
         role="coordinator",
@@ -109,6 +130,7 @@ KNOWN: tuple[KnownModel, ...] = (
         repository="deepseek-ai/deepseek-coder-1.3b-instruct",
         title="DeepSeek-Coder 1.3B Instruct",
         architecture="llama",
+        shape=Shape(layers=24, width=2048, kv_heads=16, head=128, vocabulary=32256, feed_forward=5504),
         parameters=1_346_471_936,
         quantisation="Q4_K_M",
         role="fallback",
@@ -124,6 +146,7 @@ KNOWN: tuple[KnownModel, ...] = (
         repository="HuggingFaceTB/SmolLM2-135M-Instruct",
         title="SmolLM2 135M Instruct",
         architecture="llama",
+        shape=Shape(layers=30, width=576, kv_heads=3, head=64, vocabulary=49152, feed_forward=1536),
         parameters=134_515_008,
         quantisation="Q4_1",
         role="test",

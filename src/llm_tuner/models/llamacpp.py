@@ -349,7 +349,8 @@ class _Child:
 
     def __init__(self, settings: dict[str, Json]) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "llm_tuner.models.llamacpp_child"],
+            # It reads its settings from its input; the model stands here for whoever lists processes.
+            [sys.executable, "-m", "llm_tuner.models.llamacpp_child", "--model", str(settings["gguf"])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -233,7 +233,9 @@ def _ollama(host: str) -> dict[str, Json]:
 
 def _composition() -> dict[str, Json]:
     """Which models this machine should serve as what."""
-    return {}
+    from llm_tuner.models.advice import advise, this_machine
+
+    return dict(advise(this_machine()).model_dump(mode="json"))
 
 
 # ------------------------------------------------------------------------------------------------------------ metrics

@@ -103,4 +103,4 @@ class Roles:
 
     async def close(self) -> None:
         for role in self.all:
-            await role.upstream.close()
+            await role.upstream.close()  # twice where roles share one, which is harmless

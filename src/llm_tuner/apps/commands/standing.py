@@ -103,7 +103,7 @@ def _models(found: dict[str, Any], words: dict[str, str]) -> Sequence[str]:
 
 def _composition(found: dict[str, Any], words: dict[str, str]) -> Sequence[str]:
     composition = found["composition"]
-    lines = [str(line) for line in composition.get("sentences", [composition.get("why", "")]) if line]
+    lines = composition["sentences_ja" if words is JA else "sentences"]
     return [f"{words['composition']}:\n" + "\n".join(f"  {line}" for line in lines)] if lines else []
 
 

@@ -232,7 +232,7 @@ class Gateway:
     async def _metrics(self, request: Request) -> Response:
         if self.records is not None:
             self.metrics.lost.set(self.records.lost)
-        return Response(self.metrics.text(), media_type=self.metrics.content_type)
+        return Response(await anyio.to_thread.run_sync(self.metrics.text), media_type=self.metrics.content_type)
 
     async def _root(self, request: Request) -> Response:
         return PlainTextResponse("Ollama is running")  # what Ollama's clients look for

@@ -67,14 +67,33 @@ def _settings(path: Path, name: str, given: Any) -> RoleSettings:
 
 
 def opened(roles: Mapping[str, RoleSettings], stack: ExitStack) -> Generator[Event, None, Roles]:
-    """The roles, with every server of ours started; `stack` ends them. Raises what locating and starting raise."""
-    made = []
+    """The roles, with every server of ours started; `stack` ends them. Embedded roles of one model share it: it is in
+    memory once, with the larger window. Raises what locating and starting raise."""
+    made: list[Role] = []
+    embedded: dict[tuple[object, ...], Upstream] = {}
     for name, settings in roles.items():
         yield Event(step="serve", message=f"{name}: {settings.model or settings.ollama}")
-        upstream = yield from _upstream(settings, stack)
+        if settings.ollama or settings.base_url:
+            upstream = yield from _upstream(settings, stack)
+        else:
+            key = (settings.model, settings.threads, settings.speculation)
+            if key not in embedded:
+                embedded[key] = yield from _upstream(_shared(roles, key), stack)
+            upstream = embedded[key]
         also = tuple(dict.fromkeys(other for other in (upstream.name,) if other and other != name))
         made.append(Role(name, upstream, settings.at_once, also))
     return Roles(made)
+
+
+def _shared(roles: Mapping[str, RoleSettings], key: tuple[object, ...]) -> RoleSettings:
+    """The settings of all embedded roles of one model together."""
+    same = [
+        one
+        for one in roles.values()
+        if not (one.ollama or one.base_url) and (one.model, one.threads, one.speculation) == key
+    ]
+    window, at_once = max(one.window for one in same), sum(one.at_once for one in same)
+    return same[0].model_copy(update={"window": window, "at_once": at_once})
 
 
 def _upstream(settings: RoleSettings, stack: ExitStack) -> Generator[Event, None, Upstream]:
