@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from llm_tuner.apps.commands.dashboard import dashboard
 from llm_tuner.apps.console import drive, note
 
 app = typer.Typer(help="Servers: the gateway, the MCP server, the dashboard.", no_args_is_help=True)
@@ -14,6 +15,8 @@ app = typer.Typer(help="Servers: the gateway, the MCP server, the dashboard.", n
 DEFAULT_MODEL = "qwen2.5-coder:0.5b"
 PORT = 11535
 MCP_PORT = 11537
+
+app.command()(dashboard)
 
 
 @app.command()
