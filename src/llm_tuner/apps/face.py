@@ -30,10 +30,10 @@ def command(operation: Operation, text: Text) -> Callable[..., None]:
             result = drive(perform(operation, given))
         else:
             plan = drive(perform(operation, given | {"confirm": False}))
-            if not yes:
+            if not yes and not plan["done"]:
                 typer.echo("\n".join(plan["sentences"]), err=True)
                 typer.confirm("Go on?", abort=True, err=True)
-            result = drive(perform(operation, given | {"confirm": True}))
+            result = plan if plan["done"] else drive(perform(operation, given | {"confirm": True}))
         out(result, json, lambda: text(result))
 
     own = [_typed(one) for name, one in operation.parameters.items() if name != "confirm"]

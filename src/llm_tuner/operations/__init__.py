@@ -22,7 +22,8 @@ _RESULT: TypeAdapter[Any] = TypeAdapter(Any)
 
 
 class Change(Value):
-    """What an operation that destroys did, or (`done` false) would do: sentences for people, facts for programs."""
+    """What an operation that destroys did, or (`done` false) would do: sentences for people, facts for programs. Where
+    there is nothing to do it is done at once."""
 
     done: bool
     sentences: tuple[str, ...]

@@ -147,6 +147,8 @@ def model_gc(
 
     store = Versions()
     found = store.collect_garbage(keep) if confirm else store.garbage(keep)
+    if not found.versions and not found.files:
+        return Change(done=True, sentences=("Nothing to remove.",), facts={"versions": [], "files": [], "bytes": 0})
     verb = "Removed" if confirm else "Would remove"
     lines = [f"{verb} {reference}" for reference in found.versions]
     lines.append(f"{verb} {len(found.files)} files, {found.bytes / 1e9:.2f} GB.")

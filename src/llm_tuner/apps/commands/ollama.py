@@ -104,7 +104,7 @@ def run(
 
     from llm_tuner.loop import Tune, workshop
     from llm_tuner.models.ollama import Ollama
-    from llm_tuner.types import Message
+    from llm_tuner.types import Message, canonical_json
 
     with ExitStack() as stack:
         backend = Ollama(model, host or None, context)
@@ -113,9 +113,15 @@ def run(
         said: list[Message] = []
         for request in _requests(prompt):
             said.append(Message(role="user", text=request))
+            offered, made = tools.specs() if tools else (), set[str]()
             for _ in range(turns):
-                answer = backend.chat(said, tools.specs() if tools else ()).message
+                answer = backend.chat(said, offered).message
                 calls = answer.tool_calls or answer.text_calls
+                wanted = {canonical_json([call.name, call.arguments]) for call in calls}
+                if calls and wanted <= made:  # small models ask for what they know: they get no tools, and answer
+                    answer = backend.chat(said).message
+                    calls = ()
+                made |= wanted
                 said.append(answer.model_copy(update={"tool_calls": calls, "text_calls": ()}))
                 if not calls or tools is None:
                     print(answer.text, flush=True)
