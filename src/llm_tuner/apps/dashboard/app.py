@@ -62,13 +62,14 @@ class Dashboard:
         self.operations = {operation.name: operation for operation in operations}
         self.store, self.token = store, token
         self.journal = journal or user_data_path("llm-tuner") / "exchanges"
-        self._cache = (cache or user_cache_path("llm-tuner")) / "dashboard"
+        self.cache = (cache or user_cache_path("llm-tuner")) / "dashboard"
+        self.id = content_hash([str(self.store.root), str(self.journal)])
         self.remembered = Remembered()
         self.jobs = Jobs(self._ended)
 
     @cached_property
     def index(self) -> Index:
-        return Index(self._cache / f"{content_hash([str(self.store.root), str(self.journal)])}.sqlite")
+        return Index(self.cache / f"{self.id}.sqlite")
 
     @cached_property
     def app(self) -> ASGIApp:
@@ -98,12 +99,13 @@ class Dashboard:
     def _page(self, template: str, made: Page) -> Callable[[Request], Response]:
         def endpoint(request: Request) -> Response:
             try:
-                found, status = made(self, request), 200
+                with self.index.page():
+                    found = made(self, request)
             except Missing:
                 return self._missing(request, None)
             except TunerError as error:
                 return self.page(request, "message.html", {"title": "", "message": str(error)}, 500)
-            return self.page(request, template, found, status)
+            return self.page(request, template, found)
 
         return endpoint
 
@@ -116,7 +118,7 @@ class Dashboard:
         context = {
             "again": again,
             "t": words,
-            "lang": words.language,
+            "lang": words.spoken,
             "theme": theme if theme in ("light", "dark") else "auto",
             "here": quote(request.url.path + (f"?{request.url.query}" if request.url.query else "")),
             "path": request.url.path,

@@ -13,7 +13,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -50,6 +50,7 @@ CREATE TABLE IF NOT EXISTS parts (file INT, key TEXT, place INT, PRIMARY KEY (fi
 CREATE TABLE IF NOT EXISTS documents (file INTEGER PRIMARY KEY, json TEXT);
 CREATE TABLE IF NOT EXISTS exchanges (id TEXT PRIMARY KEY, file INT, place INT, time TEXT, model TEXT, role TEXT,
     state TEXT, why TEXT, tools TEXT, repairs TEXT, ms REAL, tokens INT) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS exchanges_id ON exchanges (id, state);
 CREATE INDEX IF NOT EXISTS exchanges_file ON exchanges (file);
 CREATE INDEX IF NOT EXISTS exchanges_state ON exchanges (state, id);
 CREATE INDEX IF NOT EXISTS exchanges_why ON exchanges (why, state);
@@ -62,7 +63,8 @@ CREATE INDEX IF NOT EXISTS calls_file ON calls (file);
 _TABLES = ("attempts", "tasks", "parts", "documents", "exchanges", "calls")
 _VERSION = 1
 BATCH = 250
-"""Lines between two breaths: a page must not wait long for the thread that reads."""
+BREATH = 20
+"""So many lines at a time, then pages go first: one interpreter runs both."""
 RESTS = 10
 """A journal is read again from its beginning (an outcome may come late): at most a tenth of the time."""
 
@@ -88,6 +90,7 @@ class Index:
         self._queue: queue.SimpleQueue[tuple[Path, str, threading.Event] | None] = queue.SimpleQueue()
         self._rest: dict[str, float] = {}
         self._worker: threading.Thread | None = None
+        self._pages, self._hurry = 0, 0
         try:
             self._create()
         except sqlite3.DatabaseError:
@@ -95,10 +98,28 @@ class Index:
                 old.unlink()
             self._create()
 
-    def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        return self._base().execute(query, values).fetchall()
+    @contextmanager
+    def page(self) -> Iterator[None]:
+        """While a page is made, reading in the background waits."""
+        with self._lock:
+            self._pages += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._pages -= 1
 
-    def open(self, path: Path, kind: str, wait: float = 0.08) -> Known:
+    def breathe(self) -> None:
+        """A pause of the thread that reads: longer while pages are made, never without end."""
+        for _ in range(100):
+            time.sleep(0.0005)
+            if not self._pages or self._hurry:
+                return
+
+    def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        return self.base().execute(query, values).fetchall()
+
+    def open(self, path: Path, kind: str, wait: float = 0.05) -> Known:
         """What is known of a file of this kind (attempts, suite, report, journal). What is not, is read in the
         background; for a moment, `wait`, it is worth waiting."""
         known, fresh = self._known(path)
@@ -112,14 +133,16 @@ class Index:
                 if self._worker is None:
                     self._worker = threading.Thread(target=self._work, daemon=True, name="dashboard-index")
                     self._worker.start()
+        self._hurry += 1  # who waits for the reading does not hold it up
         done.wait(wait)
+        self._hurry -= 1
         return self._known(path)[0]
 
     def forget_missing(self, kind: str, there: Sequence[Path]) -> None:
         """Takes out the files of this kind that are gone."""
         names = {str(path) for path in there}
         gone = [id_ for id_, path in self.rows("SELECT id, path FROM files WHERE kind = ?", kind) if path not in names]
-        base = self._base()
+        base = self.base()
         with suppress(sqlite3.OperationalError), base:
             for id_ in gone:
                 _empty(base, id_)
@@ -138,7 +161,7 @@ class Index:
             base.executescript(_SCHEMA)
             base.execute(f"PRAGMA user_version = {_VERSION}")
 
-    def _base(self) -> sqlite3.Connection:
+    def base(self) -> sqlite3.Connection:
         base: sqlite3.Connection | None = getattr(self._local, "base", None)
         if base is None:
             base = self._local.base = sqlite3.connect(self._path, timeout=30)
@@ -165,7 +188,7 @@ class Index:
             try:
                 self._read(path, kind)
             except Exception as error:  # whatever stands in a file, the thread has to go on
-                with suppress(sqlite3.Error), self._base() as base:
+                with suppress(sqlite3.Error), self.base() as base:
                     base.execute("UPDATE files SET error = ? WHERE path = ?", (f"{error}"[:300], str(path)))
             took = time.monotonic() - clock
             if kind == "journal":
@@ -176,7 +199,7 @@ class Index:
 
     def _read(self, path: Path, kind: str) -> None:
         """Goes on where the last reading stopped, from the beginning where the file is another one."""
-        base, now = self._base(), path.stat()
+        base, now = self.base(), path.stat()
         with base:
             base.execute(
                 "INSERT OR IGNORE INTO files (path, kind, inode, size, mtime, done, error) "
@@ -190,11 +213,10 @@ class Index:
             if kind != "journal":
                 with base:
                     _empty(base, id_)
-        for after in _READERS[kind](base, id_, path, done):
+        for after in _READERS[kind](self, id_, path, done):
             done = after
             with base:
                 base.execute("UPDATE files SET inode = ?, done = ?, error = '' WHERE id = ?", (now.st_ino, done, id_))
-            time.sleep(0.001)
         with base:
             base.execute(
                 "UPDATE files SET inode = ?, size = ?, mtime = ?, done = ?, error = '' WHERE id = ?",
@@ -226,16 +248,18 @@ def _batches(path: Path, done: int) -> Iterator[tuple[list[tuple[int, bytes]], i
 # ---------------------------------------------------------------------------------------------------------- the kinds
 
 
-def _attempts(base: sqlite3.Connection, id_: int, path: Path, done: int) -> Iterator[int]:
+def _attempts(index: Index, id_: int, path: Path, done: int) -> Iterator[int]:
     for batch, after in _batches(path, done):
         rows = []
-        for place, line in batch:
+        for number, (place, line) in enumerate(batch):
+            if number % BREATH == 0:
+                index.breathe()
             with suppress(ValueError, KeyError, TypeError, AttributeError):
                 made = json.loads(line)
                 reason = (made.get("verdict") or {}).get("reason", "" if not made.get("error") else "error")
                 ms = (made.get("timing") or {}).get("total_ms", 0.0)
                 rows.append((id_, made["task_id"], place, reason, _called(made), ms))
-        with base:
+        with index.base() as base:
             base.executemany("INSERT OR REPLACE INTO attempts VALUES (?, ?, ?, ?, ?, ?)", rows)
         yield after
 
@@ -247,13 +271,15 @@ def _called(attempt: dict[str, Any]) -> str:
     return ""
 
 
-def _suite(base: sqlite3.Connection, id_: int, path: Path, done: int) -> Iterator[int]:
+def _suite(index: Index, id_: int, path: Path, done: int) -> Iterator[int]:
     """Tasks by their ids. A task's id is the hash of its content; the catalogue's part of that is made once."""
     tools: dict[str, ToolSpec] = {}
     catalogues: dict[str, str] = {}
     for batch, after in _batches(path, 0):  # tools stand before the tasks that have them, so from the beginning
         rows, parts = [], []
-        for place, line in batch:
+        for number, (place, line) in enumerate(batch):
+            if number % BREATH == 0:
+                index.breathe()
             with suppress(ValueError, KeyError, TypeError, AttributeError):
                 said = json.loads(line)
                 if "messages" in said:
@@ -267,7 +293,7 @@ def _suite(base: sqlite3.Connection, id_: int, path: Path, done: int) -> Iterato
                 elif "tool" in said:
                     tools[said["tool"]] = ToolSpec.model_validate(said["spec"])
                     parts.append((id_, "t" + said["tool"], place))
-        with base:
+        with index.base() as base:
             base.executemany("INSERT OR REPLACE INTO tasks VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
             base.executemany("INSERT OR REPLACE INTO parts VALUES (?, ?, ?)", parts)
         yield after
@@ -284,11 +310,12 @@ def _task(said: dict[str, Any], catalogues: dict[str, str], place: int) -> tuple
     return key, place, said["tools"], bare.category, bare.language, tool, request[:300]
 
 
-def _report(base: sqlite3.Connection, id_: int, path: Path, done: int) -> Iterator[int]:
-    """Without its verdicts, which are as many as the tasks."""
-    text = path.read_bytes()
-    kept = {k: v for k, v in json.loads(text).items() if k not in ("verdicts", "lenient", "wanted", "confusion")}
-    found = Report.model_validate(kept)
+def _report(index: Index, id_: int, path: Path, done: int) -> Iterator[int]:
+    """Without its verdicts, which are as many as the tasks. SQLite leaves them out: it does not hold up pages."""
+    text, base = path.read_bytes(), index.base()
+    query = "SELECT json_remove(CAST(? AS TEXT), '$.verdicts', '$.lenient', '$.wanted', '$.confusion')"
+    ((kept,),) = base.execute(query, (text,)).fetchall()
+    found = Report.model_validate_json(kept)
     with base:
         base.execute("INSERT OR REPLACE INTO documents VALUES (?, ?)", (id_, found.model_dump_json()))
     yield len(text)
@@ -298,13 +325,13 @@ _PART = re.compile(rb'\{"n":(\d+),')
 _EXCHANGE = re.compile(rb'\{"exchange":\{"id":"([^"\\]{1,80})"')
 
 
-def _journal(base: sqlite3.Connection, id_: int, path: Path, done: int) -> Iterator[int]:
+def _journal(index: Index, id_: int, path: Path, done: int) -> Iterator[int]:
     """All of it in one transaction: pages see the earlier reading until then."""
     from llm_tuner.serving.exchanges import read
     from llm_tuner.serving.outcomes import outcomes
 
     places, parts = dict[str, int](), []
-    end = 0
+    base, end = index.base(), 0
     for batch, after in _batches(path, 0):
         for place, line in batch:
             if found := _PART.match(line):
@@ -312,7 +339,6 @@ def _journal(base: sqlite3.Connection, id_: int, path: Path, done: int) -> Itera
             elif found := _EXCHANGE.match(line):
                 places[found[1].decode()] = place
         end = after
-        time.sleep(0.0005)
     rows, calls = [], []
     for number, (one, outcome) in enumerate(outcomes(read(path))):
         names = tuple(call.name[:200] for call in one.answer.tool_calls) if one.answer is not None else ()
@@ -323,17 +349,21 @@ def _journal(base: sqlite3.Connection, id_: int, path: Path, done: int) -> Itera
         measured = (one.timing.total_ms, one.usage.completion_tokens)
         rows.append((*where, state, why, ", ".join(names)[:300], repairs, *measured))
         calls += [(id_, one.id, name, state) for name in names]
-        if number % BATCH == 0:
-            time.sleep(0.001)
+        if number % BREATH == 0:
+            index.breathe()
     with base:
         _empty(base, id_)
-        base.executemany("INSERT OR REPLACE INTO parts VALUES (?, ?, ?)", parts)
-        base.executemany("INSERT OR REPLACE INTO exchanges VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
-        base.executemany("INSERT INTO calls VALUES (?, ?, ?, ?)", calls)
+        filled: tuple[tuple[str, list[Any]], ...] = (("parts", parts), ("exchanges", rows), ("calls", calls))
+        for table, values in filled:
+            marks = ", ".join("?" * len(values[0])) if values else ""
+            for start in range(0, len(values), BATCH):
+                some = values[start : start + BATCH]
+                base.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", some)
+                index.breathe()
     yield end
 
 
-_READERS: dict[str, Callable[[sqlite3.Connection, int, Path, int], Iterator[int]]] = {
+_READERS: dict[str, Callable[[Index, int, Path, int], Iterator[int]]] = {
     "attempts": _attempts,
     "suite": _suite,
     "report": _report,

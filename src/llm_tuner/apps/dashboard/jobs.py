@@ -132,7 +132,7 @@ class Remembered:
         self._stale: set[Any] = set()
         self._lock, self._most = threading.Lock(), most
 
-    def get(self, key: Any, ask: Callable[[], Any], age: float, wait: float = 0.08) -> Answer:
+    def get(self, key: Any, ask: Callable[[], Any], age: float, wait: float = 0.03) -> Answer:
         """The answer to `key`; older than `age` seconds (or forgotten), it is asked for again. For a moment, `wait`, it
         is worth waiting."""
         with self._lock:

@@ -40,10 +40,11 @@ def ask(board: Dashboard, name: str, age: float, **arguments: Any) -> Answer:
 
 def overview(board: Dashboard, request: Request) -> dict[str, Any]:
     answer = ask(board, "status", 60)
-    kept = board.store.root / ".status.json"
+    kept = board.cache / f"{board.id}.status.json"
     value, when = answer.value, answer.when
     if value is not None and (not kept.exists() or kept.stat().st_mtime < when - 1):
         with suppress(OSError):
+            kept.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(kept, json.dumps({"when": when, "status": value}))
     elif value is None:
         with suppress(OSError, ValueError, KeyError):
@@ -235,10 +236,10 @@ def evaluation(board: Dashboard, request: Request) -> dict[str, Any]:
     ((total,),) = rows(f"SELECT COUNT(*) FROM attempts a WHERE a.file = ?{where}", attempts.file, *values)
     pager = _pager(request, total)
     found = rows(
-        "SELECT a.key, a.reason, a.tool, a.ms, t.request, t.tool FROM (SELECT * FROM attempts a WHERE a.file = ?"
-        f"{where} ORDER BY a.place LIMIT ? OFFSET ?) a "
+        "SELECT a.key, a.reason, a.tool, a.ms, t.request, t.tool FROM (SELECT a.key FROM attempts a WHERE a.file = ?"
+        f"{where} ORDER BY a.place LIMIT ? OFFSET ?) k JOIN attempts a ON a.file = ? AND a.key = k.key "
         "LEFT JOIN tasks t ON t.file = ? AND t.key = a.key ORDER BY a.place",
-        attempts.file, *values, ROWS, pager["offset"], tasks.file,
+        attempts.file, *values, ROWS, pager["offset"], attempts.file, tasks.file,
     )  # fmt: skip
     reading = min(attempts.share, tasks.share)
     return {
@@ -295,7 +296,7 @@ def compare(board: Dashboard, request: Request) -> dict[str, Any]:
         from llm_tuner.evaluation.compare import compare as compared
         from llm_tuner.evaluation.compare import open_parts
 
-        found = compared(open_parts(before, board.store), open_parts(after, board.store), most_flips=ROWS)
+        found = compared(open_parts(before, board.store), open_parts(after, board.store))
         document = found.model_dump(mode="json", exclude={"flips"})
         return {**document, "flips": [flip.model_dump(mode="json") for flip in found.flips[:ROWS]],
                 "flipped": len(found.flips)}  # fmt: skip
@@ -363,9 +364,9 @@ def data_set(board: Dashboard, request: Request) -> dict[str, Any]:
     ((total,),) = rows(f"SELECT COUNT(*) FROM tasks t WHERE t.file = ?{where}", known.file, *values)
     pager = _pager(request, total)
     found = rows(
-        f"SELECT t.key, t.category, t.language, t.tool, t.request FROM tasks t WHERE t.file = ?{where} "
-        "ORDER BY t.place LIMIT ? OFFSET ?",
-        known.file, *values, ROWS, pager["offset"],
+        "SELECT t.key, t.category, t.language, t.tool, t.request FROM tasks t WHERE t.file = ? AND t.key IN "
+        f"(SELECT t.key FROM tasks t WHERE t.file = ?{where} ORDER BY t.place LIMIT ? OFFSET ?) ORDER BY t.place",
+        known.file, known.file, *values, ROWS, pager["offset"],
     )  # fmt: skip
     return {
         "page": "data", "id": id_, "suite": name, "suites": sorted(files), "mix": mix, "chosen": chosen,
@@ -440,8 +441,8 @@ def traffic(board: Dashboard, request: Request) -> dict[str, Any]:
     ((total,),) = rows(f"SELECT COUNT(*) FROM exchanges{where}", *values)
     pager = _pager(request, total)
     found = rows(
-        f"SELECT id, time, model, role, state, why, tools, repairs, ms FROM exchanges{where} "
-        "ORDER BY id DESC LIMIT ? OFFSET ?",
+        "SELECT id, time, model, role, state, why, tools, repairs, ms FROM exchanges WHERE id IN "
+        f"(SELECT id FROM exchanges{where} ORDER BY id DESC LIMIT ? OFFSET ?) ORDER BY id DESC",
         *values, ROWS, pager["offset"],
     )  # fmt: skip
     share = sum(one.share for one in known) / len(known) if known else 1.0

@@ -17,7 +17,7 @@ _WORDS: dict[str, tuple[str, str]] = {
     "traffic": ("Traffic", "トラフィック"),
     "resources": ("Resources", "リソース"),
     "operations": ("Operations", "操作"),
-    "language": ("日本語", "English"),
+    "other_language": ("日本語", "English"),
     "theme_light": ("Light", "ライト"),
     "theme_dark": ("Dark", "ダーク"),
     "theme_auto": ("Auto", "自動"),
@@ -155,7 +155,7 @@ _WORDS: dict[str, tuple[str, str]] = {
     "by_group": ("By part", "内訳"),
     "mix": ("Mix", "構成"),
     "category": ("Kind of task", "課題の種類"),
-    "lang_column": ("Language", "言語"),
+    "language": ("Language", "言語"),
     "samples": ("Samples", "サンプル"),
     "tasks": ("Tasks", "課題"),
     "task": ("Task", "課題"),
@@ -262,10 +262,10 @@ REASONS: dict[str, tuple[str, str]] = {
 
 
 class Words:
-    """Words of one language, as attributes; `name` and `reason` give those of a metric or a verdict."""
+    """Words of one language, as attributes."""
 
     def __init__(self, language: Language) -> None:
-        self.language = language
+        self.spoken = language
         self._place = 1 if language == "ja" else 0
 
     def __getattr__(self, key: str) -> str:
@@ -278,10 +278,10 @@ class Words:
         """The word, or the key itself."""
         return _WORDS[key][self._place] if key in _WORDS else key
 
-    def metric(self, key: str) -> str:
+    def metric_name(self, key: str) -> str:
         return NAMES[key][self._place] if key in NAMES else key
 
-    def why(self, key: str) -> str:
+    def reason_name(self, key: str) -> str:
         return REASONS[key][self._place] if key in REASONS else key.replace("_", " ")
 
 
