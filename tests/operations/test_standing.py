@@ -108,7 +108,7 @@ def test_what_is_remembered_is_of_this_very_file(home: Path) -> None:
 def test_which_hub_is_meant(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert hub_file() == ""
     (home / ".mcp.json").write_text("{}")
-    assert hub_file() == ".mcp.json"
+    assert hub_file() == ""  # nobody said that its commands may run
     monkeypatch.setenv("LLM_TUNER_HUB", "other.json")
     assert (hub_file(), hub_file("given.json")) == ("other.json", "given.json")
 

@@ -43,10 +43,9 @@ class _Hub(Value):
 
 
 def hub_file(given: str = "") -> str:
-    """The hub that is meant: the one given, else LLM_TUNER_HUB, else .mcp.json of this folder; "" where there is
-    none."""
-    found = given or os.environ.get("LLM_TUNER_HUB", "")
-    return found or (".mcp.json" if Path(".mcp.json").is_file() else "")
+    """The hub that is meant: the one given, else LLM_TUNER_HUB; "" where there is none. Never a file that happens to lie
+    in the folder: its commands would be run without anybody having said so."""
+    return given or os.environ.get("LLM_TUNER_HUB", "")
 
 
 def tools_of(hub: str) -> tuple[ToolSpec, ...]:

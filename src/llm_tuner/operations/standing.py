@@ -69,9 +69,7 @@ class Metric(Value):
 
 
 def status(
-    hub: Annotated[
-        str, Field(description='An mcpServers JSON file, or "demo". Default: LLM_TUNER_HUB, else ./.mcp.json.')
-    ] = "",
+    hub: Annotated[str, Field(description='An mcpServers JSON file, or "demo". Default: LLM_TUNER_HUB.')] = "",
     wait: Annotated[float, Field(gt=0, description="Seconds that a tool server has to answer.")] = 10,
     fresh: Annotated[bool, Field(description="Ask the tool servers now, also if they answered minutes ago.")] = False,
     host: Annotated[str, Field(description="Ollama server; OLLAMA_HOST when empty.")] = "",
@@ -309,8 +307,8 @@ def _no_hub(found: dict[str, Any]) -> Iterator[Action]:
         yield Action(en=f"The hub cannot be read: {found['trouble']}", ja=f"ハブを読めません: {found['trouble']}")
     elif not found["hub"]:
         yield Action(
-            en="Say which tool servers are yours: --hub FILE, LLM_TUNER_HUB, or a .mcp.json in this folder.",
-            ja="ツールサーバーを指定してください(--hub FILE、LLM_TUNER_HUB、またはこのフォルダーの .mcp.json)。",
+            en="Say which tool servers are yours: --hub FILE, or LLM_TUNER_HUB.",
+            ja="ツールサーバーを指定してください(--hub FILE または LLM_TUNER_HUB)。",
             command="llm-tuner tools list --discover",
         )
 
