@@ -12,6 +12,8 @@ import pytest
 COMMANDS = [
     "demo", "tune", "watch", "train", "search", "export", "rollback", "status", "doctor",
     "models list", "models pull", "models rm", "models versions", "models promote", "models rollback",
+    "models history", "models diff", "models alias", "models gc", "models advise", "models fit", "top", "resources",
+    "ollama list", "ollama run", "ollama rm", "ollama update", "ollama generate", "ollama code", "tools budget",
     "tools list", "tools call", "data collect", "data show", "data import", "data export",
     "data check", "data card", "eval suite", "eval score", "eval bfcl", "eval compare", "eval latency", "eval general",
 ]  # fmt: skip

@@ -43,8 +43,8 @@ class _Hub(Value):
 
 
 def hub_file(given: str = "") -> str:
-    """The hub that is meant: the one given, else LLM_TUNER_HUB; "" where there is none. Never a file that happens to lie
-    in the folder: its commands would be run without anybody having said so."""
+    """The hub that is meant: the one given, else LLM_TUNER_HUB; "" where there is none. Never a file that happens to
+    lie in the folder: its commands would be run without anybody having said so."""
     return given or os.environ.get("LLM_TUNER_HUB", "")
 
 
