@@ -91,6 +91,8 @@ class Index:
         self._rest: dict[str, float] = {}
         self._worker: threading.Thread | None = None
         self._pages, self._hurry = 0, 0
+        self._bases: list[sqlite3.Connection] = []
+        self._ended = False
         try:
             self._create()
         except sqlite3.DatabaseError:
@@ -111,6 +113,8 @@ class Index:
 
     def breathe(self) -> None:
         """A pause of the thread that reads: longer while pages are made, never without end."""
+        if self._ended:
+            raise _Ended
         for _ in range(100):
             time.sleep(0.0005)
             if not self._pages or self._hurry:
@@ -149,7 +153,13 @@ class Index:
                 base.execute("DELETE FROM files WHERE id = ?", (id_,))
 
     def close(self) -> None:
+        """Ends the reading; what was read so far is kept."""
+        self._ended = True
         self._queue.put(None)
+        if self._worker is not None:
+            self._worker.join(5)
+        for base in self._bases:
+            base.close()
 
     # ----------------------------------------------------------------------------------------------------------------
 
@@ -164,7 +174,8 @@ class Index:
     def base(self) -> sqlite3.Connection:
         base: sqlite3.Connection | None = getattr(self._local, "base", None)
         if base is None:
-            base = self._local.base = sqlite3.connect(self._path, timeout=30)
+            base = self._local.base = sqlite3.connect(self._path, timeout=30, check_same_thread=False)
+            self._bases.append(base)
             base.execute("PRAGMA synchronous=OFF")
             base.execute("PRAGMA cache_size=-32768")
         return base
@@ -187,6 +198,8 @@ class Index:
             clock = time.monotonic()
             try:
                 self._read(path, kind)
+            except _Ended:
+                return
             except Exception as error:  # whatever stands in a file, the thread has to go on
                 with suppress(sqlite3.Error), self.base() as base:
                     base.execute("UPDATE files SET error = ? WHERE path = ?", (f"{error}"[:300], str(path)))
@@ -222,6 +235,10 @@ class Index:
                 "UPDATE files SET inode = ?, size = ?, mtime = ?, done = ?, error = '' WHERE id = ?",
                 (now.st_ino, now.st_size, now.st_mtime_ns, done, id_),
             )
+
+
+class _Ended(Exception):
+    """Nobody reads the index any more."""
 
 
 def _empty(base: sqlite3.Connection, id_: int) -> None:

@@ -72,14 +72,14 @@
     const stop = event.target.closest("[data-cancel]");
     if (stop) { stop.disabled = true; try { await post("/api/jobs/" + stop.dataset.cancel + "/cancel", {}); } catch (e) { say(e.message, true); } return; }
     const button = event.target.closest("button[data-operation]");
-    if (!button) return;
-    button.disabled = true;
+    if (!button || button.ariaBusy) return;
+    button.ariaBusy = "true"; // not disabled: the focus stays
     let box;
     try {
       await perform(button.dataset.operation, JSON.parse(button.dataset.arguments || "{}"), button.dataset.effect === "destroys",
         (text, failed, link) => { if (box) box.remove(); box = say(text, failed, link); });
     } catch (e) { say(e.message, true); }
-    button.disabled = false;
+    button.ariaBusy = null;
   });
 
   const form = document.querySelector("form[data-operation]");
@@ -99,11 +99,12 @@
       out.hidden = false; out.textContent = text; state.textContent = failed ? words.failed : "";
       const a = document.querySelector("#result-link"); a.hidden = !link; if (link) a.href = link;
     };
-    go.disabled = true; show(words.working);
+    if (go.ariaBusy) return;
+    go.ariaBusy = "true"; show(words.working);
     try { await perform(form.dataset.operation, given, form.dataset.effect === "destroys", show); }
     catch (e) { show(e.message, true); }
     if (out.textContent === words.working) out.hidden = true;
-    go.disabled = false;
+    go.ariaBusy = null;
   });
 
   // A page that is not whole yet, or lives, says after how many milliseconds it wants to be asked again.
