@@ -76,6 +76,19 @@ class Operation:
         return create_model(self.name, __config__=ConfigDict(extra="forbid"), **fields)
 
 
+def amount(size: float | None) -> str:
+    """Bytes as people read them: 1.23 GB, 45 MB; "?" where nobody knows."""
+    if size is None:
+        return "?"
+    return (
+        f"{size / 1e9:.2f} GB"
+        if size >= 1e9
+        else f"{size / 1e6:.0f} MB"
+        if size >= 1e6 or not size
+        else f"{size / 1e3:.1f} kB"
+    )
+
+
 def perform(operation: Operation, arguments: Mapping[str, Any]) -> Generator[Event, None, Json]:
     """Does it: events of a long one, and its result as JSON. Raises SetupError for arguments that it does not take, and
     what the operation raises. Closing the generator stops a long one; what it finished is kept."""

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field
 
-from llm_tuner.operations import Change, Operation
+from llm_tuner.operations import Change, Operation, amount
 from llm_tuner.types import Event, Json, ModelError, RuntimeUnavailable, SourceUnreachable, UnknownModel
 
 if TYPE_CHECKING:
@@ -164,11 +164,11 @@ def ollama_remove(
     if (store := _store(server)) is not None and any(model.name == tag for model in store.models()):
         freed = store.freed(tag)
         facts |= freed.model_dump(mode="json")
-        words = f"frees {_gb(freed.bytes)}"
+        words = f"frees {amount(freed.bytes)}"
         if freed.shared:
-            words += f", {_gb(freed.shared)} stay for {', '.join(freed.shared_with)}"
+            words += f", {amount(freed.shared)} stay for {', '.join(freed.shared_with)}"
     if not confirm:
-        return Change(done=False, sentences=(f"Would remove {tag} ({_gb(size)}): {words}.",), facts=facts)
+        return Change(done=False, sentences=(f"Would remove {tag} ({amount(size)}): {words}.",), facts=facts)
     server.delete(tag)
     return Change(done=True, sentences=(f"Removed {tag}: {words}.",), facts=facts)
 
@@ -322,10 +322,6 @@ def _counts(answer: dict[str, Any], took: float) -> dict[str, Json]:
         "ms": round(took * 1000),
         "finish": answer.get("done_reason") or "",
     }
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 OPERATIONS = (

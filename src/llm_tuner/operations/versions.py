@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from llm_tuner.operations import Change, Operation
+from llm_tuner.operations import Change, Operation, amount
 from llm_tuner.types import Json, SetupError, UnknownModel, Value
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def model_gc(
         return Change(done=True, sentences=("Nothing to remove.",), facts={"versions": [], "files": [], "bytes": 0})
     verb = "Removed" if confirm else "Would remove"
     lines = [f"{verb} {reference}" for reference in found.versions]
-    lines.append(f"{verb} {len(found.files)} files, {found.bytes / 1e9:.2f} GB.")
+    lines.append(f"{verb} {len(found.files)} files, {amount(found.bytes)}.")
     facts: dict[str, Json] = {
         "versions": list(found.versions),
         "files": [str(path) for path in found.files],
@@ -175,14 +175,14 @@ def model_remove(
     if name in cached:
         facts: dict[str, Json] = {"bytes": cached[name].size}
         if not confirm:
-            return Change(done=False, sentences=(f"Would delete {name}, {_size(cached[name].size)}.",), facts=facts)
+            return Change(done=False, sentences=(f"Would delete {name}, {amount(cached[name].size)}.",), facts=facts)
         removed = [str(path) for path in remove(name)]
     else:
         store = Versions()
         version = store.version(name)
         facts = {"bytes": version.size}
         if not confirm:
-            return Change(done=False, sentences=(f"Would delete {name}, {_size(version.size)}.",), facts=facts)
+            return Change(done=False, sentences=(f"Would delete {name}, {amount(version.size)}.",), facts=facts)
         version = store.remove(name)
         removed = [f"{version.name}:{version.version}"]
     return Change(done=True, sentences=("Removed " + ", ".join(removed),), facts={**facts, "removed": list(removed)})
@@ -239,10 +239,6 @@ def _plain(value: Value) -> dict[str, Any]:
 
 def _serving(version: str, aliases: dict[str, str]) -> list[str]:
     return [alias for alias, served in aliases.items() if served == version]
-
-
-def _size(size: int | None) -> str:
-    return f"{size / 1e6:.0f} MB" if size else "?"
 
 
 OPERATIONS = (

@@ -12,6 +12,7 @@ import typer
 from llm_tuner.apps import face
 from llm_tuner.apps.commands.standing import language
 from llm_tuner.apps.console import Json, table
+from llm_tuner.operations import amount
 from llm_tuner.operations import machine as operations
 
 
@@ -61,22 +62,21 @@ def text(found: dict[str, Any]) -> str:
     cores = " ".join(f"{core:.0f}" for core in found["cores"])
     lines = [
         f"CPU     {_bar(found['cpu'] / 100)} {found['cpu']:5.1f} %  ({cores})",
-        f"memory  {_bar(found['memory_used'] / found['memory_total'])} {_gb(found['memory_used'])} of "
-        f"{_gb(found['memory_total'])}, swap {_gb(found['swap_used'])}",
-        f"disk    {_gb(found['disk_free'])} of {_gb(found['disk_total'])} free",
+        f"memory  {_bar(found['memory_used'] / found['memory_total'])} {amount(found['memory_used'])} of "
+        f"{amount(found['memory_total'])}, swap {amount(found['swap_used'])}",
+        f"disk    {amount(found['disk_free'])} of {amount(found['disk_total'])} free",
     ]
     for card in found["gpus"]:
         more = [f"{card[key]:.0f} {unit}" for key, unit in (("celsius", "°C"), ("watts", "W")) if card[key] is not None]
         busy = "" if card["utilisation"] is None else f"{card['utilisation']:.0f} %, "
-        lines.append(
-            f"{card['name']}: {busy}{_gb(card['memory_used'])} of {_gb(card['memory_total'])} {' '.join(more)}".rstrip()
-        )
+        memory = f"{amount(card['memory_used'])} of {amount(card['memory_total'])}"
+        lines.append(f"{card['name']}: {busy}{memory} {' '.join(more)}".rstrip())
     if found["tokens_per_s"] is not None:
         lines.append(f"gateway {found['tokens_per_s']:.1f} tokens/s")
-    rows = [[one["runtime"], str(one["pid"]), _gb(one["memory"]), one["model"]] for one in found["served"]]
+    rows = [[one["runtime"], str(one["pid"]), amount(one["memory"]), one["model"]] for one in found["served"]]
     for one in found["ollama"] or []:
-        about = f"{one['name']}, {one['context_length'] or '?'} tokens, {_gb(one['size_vram'])} on GPU"
-        rows.append(["ollama", "", _gb(one["size"]), about])
+        about = f"{one['name']}, {one['context_length'] or '?'} tokens, {amount(one['size_vram'])} on GPU"
+        rows.append(["ollama", "", amount(one["size"]), about])
     parts = [
         "\n".join(lines),
         table(rows, ["served by", "process", "memory", "model"]) if rows else "No model is served.",
@@ -90,9 +90,9 @@ def _history(found: dict[str, Any]) -> str:
     rows = []
     for name, points in found["series"].items():
         values = [value for _, value in points]
-        shown = [_gb(value) if name in ("memory", "disk_free", "served") or name.endswith("_memory") else f"{value:.1f}"
-                 for value in (min(values), sum(values) / len(values), max(values), values[-1])]  # fmt: skip
-        rows.append([name, *shown, str(len(values))])
+        shown = (min(values), sum(values) / len(values), max(values), values[-1])
+        in_bytes = name in ("memory", "disk_free", "served") or name.endswith("_memory")
+        rows.append([name, *(amount(v) if in_bytes else f"{v:.1f}" for v in shown), str(len(values))])
     return table(rows, ["", "least", "mean", "most", "last", "points"])
 
 
@@ -104,14 +104,14 @@ def _advice(found: dict[str, Any]) -> str:
 
 def _fit(found: dict[str, Any]) -> str:
     rows = [
-        ["weights", _gb(found["weights"]) + (" (estimated)" if found["estimated"] else "")],
-        [f"KV cache, {found['window']:,} tokens x {found['slots']}", _gb(found["cache"])],
-        ["buffers", _gb(found["buffers"])],
-        *([["weights in another order for the CPU", _gb(found["repacked"])]] if found["repacked"] else []),
-        ["together", _gb(found["total"])],
+        ["weights", amount(found["weights"]) + (" (estimated)" if found["estimated"] else "")],
+        [f"KV cache, {found['window']:,} tokens x {found['slots']}", amount(found["cache"])],
+        ["buffers", amount(found["buffers"])],
+        *([["weights in another order for the CPU", amount(found["repacked"])]] if found["repacked"] else []),
+        ["together", amount(found["total"])],
     ]
     if "measured" in found:
-        rows.append(["measured", f"{_gb(found['measured'])} (the calculation is {found['off']:+.1%} off)"])
+        rows.append(["measured", f"{amount(found['measured'])} (the calculation is {found['off']:+.1%} off)"])
     place = {"gpu": " on the GPU", "memory": " in memory", "": ""}[found["where"]]
     beyond = " The window is longer than what the model was trained on." if found["beyond_trained"] else ""
     return f"{table(rows, [found['model'], found['quantisation']])}\n\n{found['verdict']}{place}.{beyond}"
@@ -120,10 +120,6 @@ def _fit(found: dict[str, Any]) -> str:
 def _bar(share: float) -> str:
     full = round(min(max(share, 0), 1) * 20)
     return "█" * full + "░" * (20 - full)
-
-
-def _gb(size: float) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
 _BY_NAME = {operation.name: operation for operation in operations.OPERATIONS}

@@ -8,6 +8,7 @@ import typer
 
 from llm_tuner.apps import face
 from llm_tuner.apps.console import Json, drive, out, table
+from llm_tuner.operations import amount
 from llm_tuner.operations import versions as operations
 
 app = typer.Typer(help="Models: list, pull, rm, history, diff, promote, rollback, alias, gc.", no_args_is_help=True)
@@ -15,19 +16,19 @@ app = typer.Typer(help="Models: list, pull, rm, history, diff, promote, rollback
 
 def _listed(found: dict[str, Any]) -> str:
     rows = [
-        [m["name"], m["quantisation"], _size(m["size"]), m["role"], "fetched" if m["fetched"] else ""]
+        [m["name"], m["quantisation"], amount(m["size"]), m["role"], "fetched" if m["fetched"] else ""]
         for m in found["known"]
     ]
     rows += [
-        [f"{v['name']}:{v['version']}", "tuned", _size(v["size"]), "", ", ".join(v["aliases"])] for v in found["tuned"]
+        [f"{v['name']}:{v['version']}", "tuned", amount(v["size"]), "", ", ".join(v["aliases"])] for v in found["tuned"]
     ]
-    rows += [[m["name"], "ollama", _size(m["size"]), "", ""] for m in found["ollama"] or []]
+    rows += [[m["name"], "ollama", amount(m["size"]), "", ""] for m in found["ollama"] or []]
     return table(rows, ["model", "kind", "size", "role", "state"])
 
 
 def _history(found: dict[str, Any]) -> str:
     rows = [
-        [v["version"], v["created"], _size(v["size"]), _rates(v["measured"]), ", ".join(v["aliases"])]
+        [v["version"], v["created"], amount(v["size"]), _rates(v["measured"]), ", ".join(v["aliases"])]
         for v in found["versions"]
     ]
     parts = [table(rows, ["version", "created", "size", "right tool, arguments", "aliases"])]
@@ -96,7 +97,3 @@ def pull(
 
     path = drive(fetch(name, order=source, sha256=sha256))
     out({"name": name, "path": str(path), "size": path.stat().st_size}, json, lambda: str(path))
-
-
-def _size(size: int | None) -> str:
-    return f"{size / 1e6:.0f} MB" if size else "?"

@@ -9,6 +9,7 @@ import typer
 
 from llm_tuner.apps import face
 from llm_tuner.apps.console import note, table
+from llm_tuner.operations import amount
 from llm_tuner.operations import ollama as operations
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ app = typer.Typer(help="An Ollama server: list, pull, update, rm, show, ps, load
 
 def _listed(found: dict[str, Any]) -> str:
     rows = [
-        [m["name"], _gb(m["size"]), m["digest"][:12], m["modified_at"][:16].replace("T", " "),
+        [m["name"], amount(m["size"]), m["digest"][:12], m["modified_at"][:16].replace("T", " "),
          "; ".join(m["trouble"]) or ("in memory" if m["loaded"] else "")] for m in found["models"]
     ]  # fmt: skip
     head = f"Ollama {found['server']} at {found['url']}" if found["server"] else f"{found['why']} On disk:"
@@ -40,7 +41,13 @@ def _shown(found: dict[str, Any]) -> str:
 
 def _running(found: dict[str, Any]) -> str:
     rows = [
-        [m["name"], _gb(m["size"]), _gb(m["size_vram"]), str(m.get("context_length") or "?"), m["expires_at"][:19]]
+        [
+            m["name"],
+            amount(m["size"]),
+            amount(m["size_vram"]),
+            str(m.get("context_length") or "?"),
+            m["expires_at"][:19],
+        ]
         for m in found["models"]
     ]
     return table(rows, ["name", "memory", "on GPU", "window", "until"]) if rows else "No model is in memory."
@@ -49,7 +56,7 @@ def _running(found: dict[str, Any]) -> str:
 def _updated(found: dict[str, Any]) -> str:
     rows = []
     for m in found["models"]:
-        what = ", ".join(c["kind"] + (f" ({_gb(c['bytes'])})" if c["bytes"] else "") for c in m["changes"])
+        what = ", ".join(c["kind"] + (f" ({amount(c['bytes'])})" if c["bytes"] else "") for c in m["changes"])
         rows.append([m["name"], m["state"], what or m.get("why", "")])
     return table(rows, ["name", "state", "changed"])
 
@@ -58,10 +65,6 @@ def _generated(found: dict[str, Any]) -> str:
     speed = f", {found['tokens_per_s']} tokens/s" if found["tokens_per_s"] else ""
     note(f"{found['model']}: {found['completion_tokens']} tokens in {found['ms']} ms{speed}")
     return str(found["code"] if "code" in found else found["text"])
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
 _TEXTS: dict[str, face.Text] = {
