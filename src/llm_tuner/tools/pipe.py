@@ -57,15 +57,17 @@ class Pipe:
 
         Raises SetupError or OSError where the process cannot be started.
         """
-        process = await anyio.open_process(
-            self.config.argv(),
-            env=get_default_environment() | self.config.env,
-            cwd=self.config.cwd or self.cwd,
-            stdin=PIPE,
-            stdout=PIPE,
-            stderr=PIPE,
-            start_new_session=sys.platform != "win32",
-        )
+        # Whoever runs out of time in the middle of a start would leave a process that nobody knows.
+        with anyio.CancelScope(shield=True):
+            process = await anyio.open_process(
+                self.config.argv(),
+                env=get_default_environment() | self.config.env,
+                cwd=self.config.cwd or self.cwd,
+                stdin=PIPE,
+                stdout=PIPE,
+                stderr=PIPE,
+                start_new_session=sys.platform != "win32",
+            )
         incoming, to_session = anyio.create_memory_object_stream[SessionMessage | Exception](0)
         outgoing, from_session = anyio.create_memory_object_stream[SessionMessage](0)
         async with anyio.create_task_group() as tasks:
