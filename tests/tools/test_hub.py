@@ -178,7 +178,7 @@ def test_a_missing_folder_is_a_failure_not_an_exception(nasty):
         assert call(hub, "echo", text="a").content == "a"
 
 
-def test_a_server_that_runs_out_of_time_in_the_middle_of_its_start_leaves_nothing(nasty: Callable[..., ServerConfig]):
+def test_a_server_that_runs_out_of_time_in_the_middle_of_its_start_leaves_nothing(nasty):
     """That nothing is left, the fixture of this folder sees."""
     for milliseconds in (0, 1, 2, 4, 8):
         hub = Hub([nasty("good"), nasty("moody")], start_timeout=milliseconds / 1000)
