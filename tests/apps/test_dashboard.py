@@ -104,6 +104,15 @@ def model_history(name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def model_diff(before: str, after: str) -> dict[str, Any]:
+    """Differences."""
+    changes = [
+        {"field": NASTY, "before": 1, "after": 2, "difference": 1},
+        {"field": "x", "before": None, "after": [NASTY]},
+    ]
+    return {"before": before, "after": after, "changes": changes}
+
+
 def model_promote(name: str, force: bool = False, confirm: bool = False) -> Change:
     """Promote."""
     if confirm:
@@ -122,6 +131,7 @@ TABLE = (
     Operation("count", count, ("count",), "数えます。"),
     Operation("remove", remove, ("remove",), "消します。", "destroys"),
     Operation("model_history", model_history, ("models", "history"), "版。"),
+    Operation("model_diff", model_diff, ("models", "diff"), "違い。"),
     Operation("model_promote", model_promote, ("models", "promote"), "昇格。", "destroys"),
 )
 
@@ -350,6 +360,26 @@ def test_every_page_holds_texts_as_texts_and_needs_nothing_from_elsewhere(filled
     kinds = ("/evaluations/", "/data/", "/traffic/", "/runs/", "/models/", "/operations/")
     assert all(any(path.startswith(kind) for path in paths) for kind in kinds)
     assert len(paths) > 30
+
+
+@pytest.mark.parametrize("language", ["en", "ja"])
+def test_pages_that_only_operations_fill(make: Callable[..., Dashboard], language: str) -> None:
+    names = {"resources", "resource_history", "models_advise", "models_list"}
+    client = browser(make((*TABLE, *(one for one in OPERATIONS if one.name in names))), **{"accept-language": language})
+    for path, known in (
+        ("/resources", "coordinator"),
+        ("/resources?hours=24", "coordinator"),
+        ("/models", "qwen2.5-coder:0.5b"),
+        ("/models/demo?before=v1&after=v2", f"demo:v2 {NASTY}"),
+    ):
+        for _ in range(100):
+            page = Page((answer := client.get(path)).text)
+            if known.split()[0] in page.text:
+                break
+            time.sleep(0.1)
+        assert answer.status_code == 200
+        assert all(word in page.text for word in known.split(" ", 1)), path
+        assert not page.tags & {"img", "style"}
 
 
 def test_every_answer_says_what_a_browser_may_do_with_it(filled: Dashboard) -> None:
@@ -747,7 +777,7 @@ def test_a_plan_is_agreed_to_with_the_keyboard_alone(filled: Dashboard, chromium
         assert NASTY in chromium.js("document.querySelector('#plan').innerText")
         assert chromium.js("document.activeElement.value") == "no"
         chromium.press("Escape")
-        chromium.until("!document.querySelector('#plan').open")
+        chromium.until("!document.querySelector('#plan').open && !document.querySelector('[aria-busy]')")
         assert removed == []
         chromium.press("Enter")
         chromium.until("document.querySelector('#plan').open")

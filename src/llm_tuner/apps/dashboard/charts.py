@@ -41,7 +41,7 @@ def chart(
     ys = [y for points in kept.values() for _, y in points]
     low, high = min(0.0, *ys) if zero else min(ys), max(ys)
     if high == low:
-        low, high = low - abs(low or 1) * 0.1, high + abs(high or 1) * 0.1
+        low, high = (low - abs(low) * 0.1, high + abs(high) * 0.1) if high else (0.0, 1.0)
     first, span = min(xs), (max(xs) - min(xs)) or 1
 
     def place(x: float, y: float) -> tuple[float, float]:

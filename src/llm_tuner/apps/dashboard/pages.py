@@ -24,6 +24,7 @@ from llm_tuner.store import Store, write_atomic
 from llm_tuner.types import Message, Report, Run
 
 ROWS = 50
+HOURS = ("1", "24", "168")
 SOON, LIVE = 700, 3000
 """Milliseconds after which a page asks again: for an answer under way, for a run under way."""
 TAIL = 2 << 20
@@ -475,7 +476,9 @@ def exchange(board: Dashboard, request: Request) -> dict[str, Any]:
 
 
 def resources(board: Dashboard, request: Request) -> dict[str, Any]:
-    now, past = ask(board, "resources", 4), ask(board, "resource_history", 15)
+    hours = request.query_params.get("hours", "1")
+    hours = hours if hours in HOURS else "1"
+    now, past = ask(board, "resources", 4), ask(board, "resource_history", 15, hours=int(hours))
     advice = ask(board, "models_advise", 600)
     drawn = []
     for name, points in ((past.value or {}).get("series") or {}).items():
@@ -486,7 +489,9 @@ def resources(board: Dashboard, request: Request) -> dict[str, Any]:
             if made := charts.chart({name: [(x, y) for x, y in points]}, ends, zero=True):
                 drawn.append((name, made))
     there = "resources" in board.operations
-    return {"page": "resources", "now": now.value, "problem": now.error, "drawn": drawn, "there": there,
+    return {"page": "resources", "now": now.value, "problem": now.error, "drawn": drawn,
+        "hours": hours,
+        "spans": HOURS, "there": there,
             "advice": advice.value, "again": 5000 if there else 0}  # fmt: skip
 
 

@@ -107,6 +107,9 @@
     go.ariaBusy = null;
   });
 
+  const here = document.querySelector("nav.main [aria-current]");
+  if (here) here.parentElement.scrollLeft = here.offsetLeft - here.parentElement.offsetLeft - 40;
+
   // A page that is not whole yet, or lives, says after how many milliseconds it wants to be asked again.
   let timer, missed = 0;
   async function refresh() {
