@@ -175,7 +175,7 @@ def test_over_http_only_for_those_who_may(token: str) -> None:
                 with pytest.raises((MCPError, httpx2.HTTPError, ExceptionGroup)):
                     asyncio.run(_added(url))
             else:
-                for headers in ({"host": "evil.example"}, {"origin": "http://evil.example"}):
+                for headers in ({"host": "evil.example"}, {"origin": "http://evil.example"}, {"origin": "http://["}):
                     assert httpx2.post(url, json={}, headers=headers, trust_env=False).status_code == 403
                 assert asyncio.run(_added(url)) == {"sum": 3}
         finally:

@@ -59,6 +59,7 @@ _WORDS: dict[str, tuple[str, str]] = {
     "window": ("Window", "ウィンドウ"),
     "form": ("Form", "形式"),
     "share": ("Share", "割合"),
+    "kv_cache": ("KV cache", "KVキャッシュ"),
     "verdict": ("Verdict", "判定"),
     "fits": ("fits", "収まる"),
     "tight": ("tight", "余裕なし"),

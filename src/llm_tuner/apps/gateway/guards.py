@@ -74,13 +74,21 @@ class Guard:
             if hmac.compare_digest(given, self._token.encode()):
                 return None
             return 401, "A token is required: Authorization: Bearer <LLM_TUNER_TOKEN>."
-        host = urlsplit(f"//{headers.get(b'host', b'').decode('latin-1')}").hostname or "localhost"
+        host = _host_of(f"//{headers.get(b'host', b'').decode('latin-1')}") or "localhost"
         if not is_loopback(host):
-            return 403, f"This gateway serves this machine only, and was asked as {host}. Set LLM_TUNER_TOKEN."
+            return 403, f"This server answers this machine only, and was asked as {host}. Set LLM_TUNER_TOKEN."
         origin = headers.get(b"origin", b"").decode("latin-1")
-        if origin and not is_loopback(urlsplit(origin).hostname or ""):
-            return 403, f"A page of {origin} may not use this gateway. Set LLM_TUNER_TOKEN and send it."
+        if origin and not is_loopback(_host_of(origin)):
+            return 403, f"A page of {origin} may not use this server. Set LLM_TUNER_TOKEN and send it."
         return None
+
+
+def _host_of(address: str) -> str:
+    """The host name of an address; "?" for what is none."""
+    try:
+        return urlsplit(address).hostname or ""
+    except ValueError:
+        return "?"
 
 
 async def json_body(request: Request, largest: int = LARGEST_BODY) -> Json:
