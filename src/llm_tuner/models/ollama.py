@@ -36,6 +36,7 @@ from llm_tuner.types import (
     Reply,
     RuntimeTooOld,
     RuntimeUnavailable,
+    SourceUnreachable,
     TemplateMismatch,
     Timing,
     ToolCall,
@@ -258,6 +259,17 @@ class OllamaServer:
             and (status == 404 or "not found" in lower or "file does not exist" in lower)
         ):
             return self._unknown(model, path)
+        if path in ("/api/pull", "/api/push"):
+            if any(sign in lower for sign in ("dial tcp", "no such host", "i/o timeout", "connection re")):
+                return SourceUnreachable(
+                    f"The Ollama server cannot reach the registry of {model} ({complaint}). Try again: what was "
+                    "fetched is kept."
+                )
+            if "digest mismatch" in lower:
+                return ModelError(
+                    f"What the registry sent for {model} is not what its manifest names ({complaint}). Nothing was "
+                    "installed; try again."
+                )
         if "does not support tools" in lower:
             return TemplateMismatch(
                 f"Ollama's {model} has no place for tools in its template. Create it again with a template that has "
