@@ -481,9 +481,8 @@ def test_a_loss_curve_grows_while_it_trains(make: Callable[..., Dashboard]) -> N
         assert "No curve yet" in client.get(path).text
         found = []
         for done in (10, 20):
-            kept = folder.path / "checkpoints" / f"step-{done:06d}" / "curve.jsonl"
-            kept.parent.mkdir(parents=True)
-            kept.write_text("".join(f'{{"step":{n + 1},"loss":{1 / (n + 1)}}}\n' for n in range(done)) + '{"step":')
+            lines = [f'{{"step":{n + 1},"loss":{1 / (n + 1)}}}' for n in range(done)]
+            (folder.path / "curve.jsonl").write_text("\n".join([*lines, '{"step":']))
             answer = client.get(path)
             assert int(answer.headers["x-again"]) > 0
             found.append(len(re.search(r'<polyline[^>]*points="([^"]*)"', answer.text)[1].split()))  # type: ignore[index]

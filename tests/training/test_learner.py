@@ -81,6 +81,7 @@ def test_a_stopped_run_goes_on_with_the_same_curve(after, tiny_gguf, tmp_path, s
     _, nothing = run(CONFIG, tiny_gguf(), tmp_path, stop_after=after)
     assert nothing is None
     assert not (tmp_path / "adapter").exists()
+    assert curve(tmp_path) == curve(straight[0])[:after]  # a line a step, for whoever watches
     events, _ = run(CONFIG, tiny_gguf(), tmp_path)
     assert any(event.message == f"going on after step {after}" for event in events)
     assert curve(tmp_path) == curve(straight[0])
@@ -102,6 +103,7 @@ def test_a_killed_run_goes_on_with_the_same_curve(tiny_gguf, tmp_path, straight)
     code = KILLED.format(tests=str(__file__).rsplit("/", 1)[0], gguf=str(tiny_gguf()), out=str(tmp_path))
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert ended.returncode == -9, ended.stderr
+    assert len(curve(tmp_path)) == 7
     events, _ = run(CONFIG, tiny_gguf(), tmp_path)
     assert any(event.message == "going on after step 6" for event in events)  # its newest checkpoint
     assert curve(tmp_path) == curve(straight[0])

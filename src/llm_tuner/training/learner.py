@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from llm_tuner.store import read_jsonl, write_atomic, write_jsonl
+from llm_tuner.store import append_jsonl, read_jsonl, write_atomic, write_jsonl
 from llm_tuner.training.base import give_memory_back, one_precision
 from llm_tuner.training.devices import World
 from llm_tuner.training.lora import ADAPTER, save_adapter, trained
@@ -55,6 +55,8 @@ class Learner:
         self._key = content_hash([config.model_dump(mode="json"), total])
         _require_space(out, self.weights)
         self.resumed = self._resume()
+        if world.first:
+            write_jsonl(out / "curve.jsonl", self.curve)
 
     # ------------------------------------------------------------------------------------------------------- a step
 
@@ -93,6 +95,8 @@ class Learner:
             measured=measured,
         )
         self.curve.append(point)
+        if self.world.first:  # for whoever watches; what counts is written whole, with checkpoints and at the end
+            append_jsonl(self.out / "curve.jsonl", point)
         give_memory_back()
         if self.done % self.config.checkpoint_every == 0 and self.done < self.total:
             self.save()

@@ -166,10 +166,8 @@ def _alive(lock: Path) -> bool:
 
 
 def _curve(folder: Path) -> list[tuple[str, charts.Chart]]:
-    """Losses, then whatever else the trainer measured, by step. While it trains: those of the last checkpoint."""
-    checkpoints = sorted(folder.glob("checkpoints/step-*[0-9]/curve.jsonl"))
-    path = checkpoints[-1] if checkpoints else folder / "curve.jsonl"
-    points = list(_lines(path))
+    """Losses, then whatever else the trainer measured, by step; the trainer adds a line a step."""
+    points = list(_lines(folder / "curve.jsonl"))
     losses: dict[str, list[tuple[float, float]]] = {"loss": [], "held_out_loss": []}
     others: dict[str, list[tuple[float, float]]] = {}
     for point in points:

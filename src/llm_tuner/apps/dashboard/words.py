@@ -105,10 +105,10 @@ _WORDS: dict[str, tuple[str, str]] = {
     "loss": ("Loss", "損失"),
     "held_out_loss": ("Held-out loss", "検証損失"),
     "step": ("step", "ステップ"),
-    "live": ("Live: the curve grows at each checkpoint.", "ライブ: チェックポイントごとに更新されます。"),
+    "live": ("Live: the curve grows with each step.", "ライブ: ステップごとに更新されます。"),
     "no_curve": (
-        "No curve yet: the first comes with the first checkpoint.",
-        "曲線はまだありません(最初のチェックポイントで表示)。",
+        "No curve yet: it comes with the first step.",
+        "曲線はまだありません(最初のステップで表示)。",
     ),
     "config": ("Configuration", "設定"),
     "inputs": ("Inputs", "入力"),
