@@ -19,7 +19,7 @@ from llm_tuner.models.ollama import OllamaServer
 from llm_tuner.models.ollama_registry import located
 from llm_tuner.models.ollama_store import OllamaStore
 from llm_tuner.operations import perform
-from llm_tuner.operations.ollama import fenced
+from llm_tuner.operations.ollama import _insecure, fenced
 from llm_tuner.operations.table import find
 from llm_tuner.types import ModelError, RuntimeUnavailable, SourceUnreachable, UnknownModel
 
@@ -246,6 +246,18 @@ def test_where_a_name_lies() -> None:
     assert located("qwen2.5-coder:7b") == ("registry.ollama.ai", "library/qwen2.5-coder", "7b")
     assert located("someone/model") == ("registry.ollama.ai", "someone/model", "latest")
     assert located("http://127.0.0.1:5000/space/model:1") == ("127.0.0.1:5000", "space/model", "1")
+
+
+def test_plain_http_is_for_this_machine_alone_unless_allowed() -> None:
+    for name, given, plain in (
+        ("127.0.0.1:5000/a/b", False, True),
+        ("localhost:5000/a/b", False, True),
+        ("127.evil.example/a/b", False, False),
+        ("localhost.evil.example/a/b", False, False),
+        ("qwen2.5-coder:7b", False, False),
+        ("registry.example/a/b", True, True),
+    ):
+        assert _insecure(name, given) is plain, name
 
 
 def test_a_store_with_damage_is_read(tmp_path: Path) -> None:

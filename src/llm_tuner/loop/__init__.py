@@ -7,7 +7,6 @@ preferences and reinforcement, is in feedback.py.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from pydantic import Field, model_validator
 
 from llm_tuner.data.box import Box, demo_box, empty_box
 from llm_tuner.data.collect import collect, usable
+from llm_tuner.data.dataset import file_hash
 from llm_tuner.data.pairs import Pairing
 from llm_tuner.data.rows import build_rows, parity, refuse_untrainable
 from llm_tuner.data.synthesize import Mix, synthesize, synthesize_unseen
@@ -180,7 +180,7 @@ def _lineage(config: Tune, store: Store, stock: Served, collected: Run, trained:
         "runs": [collected.id, trained.id],
         "metrics": trained.metrics,
         "config": config.model_dump(mode="json"),
-        "data": {"examples": collected.metrics, "hub": collected.config["hub"], "rows": _file_hash(rows)},
+        "data": {"examples": collected.metrics, "hub": collected.config["hub"], "rows": file_hash(rows)[:16]},
         "template": content_hash(chat_template(stock.gguf)),
         "software": trained.versions,
     }
@@ -197,11 +197,6 @@ def _measured(store: Store, after: Run, decision: Decision) -> dict[str, Json]:
         "promote": decision.promote,
         "sentences": list(decision.sentences),
     }
-
-
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _promoted_before(store: Store, config: Tune, trained: Run) -> Run | None:

@@ -72,7 +72,7 @@ class OllamaServer:
             base_url=self.url,
             timeout=httpx2.Timeout(timeout, connect=10),
             # A proxy never leads to this machine.
-            trust_env=not _is_loopback(self.url),
+            trust_env=not is_loopback(self.url),
         )
         self._seconds = timeout
         self._finalizer = weakref.finalize(self, self._http.close)
@@ -385,7 +385,8 @@ def base_url(host: str) -> str:
     return f"{scheme or 'http'}://{f'[{name}]' if ':' in name else name}:{port}{'/' + path if path else ''}".rstrip("/")
 
 
-def _is_loopback(url: str) -> bool:
+def is_loopback(url: str) -> bool:
+    """Whether a URL leads to this machine."""
     name = urlsplit(url).hostname or ""
     try:
         return ipaddress.ip_address(name).is_loopback

@@ -7,7 +7,6 @@ import re
 import time
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import urlsplit
 
 from pydantic import Field
 
@@ -264,22 +263,20 @@ def _server(host: str, timeout: float = 600) -> OllamaServer:
 
 def _store(server: OllamaServer) -> OllamaStore | None:
     """The server's store, where it is one of this machine."""
+    from llm_tuner.models.ollama import is_loopback
     from llm_tuner.models.ollama_store import OllamaStore
 
-    if not _is_here(urlsplit(server.url).hostname or ""):
+    if not is_loopback(server.url):
         return None
     store = OllamaStore()
     return store if (store.root / "manifests").is_dir() else None
 
 
-def _is_here(host: str) -> bool:
-    return host in ("localhost", "::1") or host.startswith("127.")
-
-
 def _insecure(name: str, given: bool) -> bool:
+    from llm_tuner.models.ollama import is_loopback
     from llm_tuner.models.ollama_registry import located
 
-    return given or _is_here(located(name)[0].partition(":")[0])
+    return given or is_loopback(f"//{located(name)[0]}")
 
 
 def _tagged(name: str) -> str:
