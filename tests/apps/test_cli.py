@@ -56,7 +56,7 @@ def test_help_is_fast_and_loads_neither_torch_nor_transformers():
         start = time.perf_counter()
         assert llm_tuner("--help").returncode == 0
         times.append(time.perf_counter() - start)
-    assert min(times) < 0.9  # 0.4 s on an idle machine without compiled files; the bound leaves room for a busy one
+    assert min(times) < 1.5  # 0.4 s on an idle machine without compiled files; the bound leaves room for a busy one
 
 
 def test_models_list_loads_neither_torch_nor_transformers(home):

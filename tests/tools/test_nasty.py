@@ -58,7 +58,7 @@ def test_hang_on_call(beside):
     hub = beside("hang_on_call")
     began = time.monotonic()
     result = call(hub, "wait")
-    assert 1.5 < time.monotonic() - began < 6
+    assert 1.5 < time.monotonic() - began < 15
     assert (result.is_error, result.content) == (True, "`wait` did not answer within 2 s.")
     assert call(hub, "echo", text="meanwhile").content == "meanwhile"
 

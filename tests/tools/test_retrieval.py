@@ -175,4 +175,4 @@ def test_200_tools_are_ranked_quickly_and_the_same_every_time():
         assert len(ranked) == 200
         assert ranked == found.rank(ask(text))
     assert ranked == index(tools).rank(ask(text))
-    assert sorted(times)[len(times) // 2] < 0.02
+    assert sorted(times)[len(times) // 2] < 0.05  # 4 ms on an idle machine

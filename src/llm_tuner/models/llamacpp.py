@@ -28,6 +28,7 @@ import httpx2
 import psutil
 
 from llm_tuner.models import openai_wire
+from llm_tuner.models.https import trust
 from llm_tuner.models.sources.weights import check_gguf
 from llm_tuner.types import (
     GREEDY,
@@ -126,7 +127,9 @@ class Embedded:
         """Base URL of the child's own server, which also speaks OpenAI's API under /v1."""
         # Loopback never goes through a proxy.
         timeout = httpx2.Timeout(self._timeout, connect=10)
-        self._http = httpx2.Client(base_url=self.address, timeout=timeout, trust_env=False, follow_redirects=False)
+        self._http = httpx2.Client(
+            base_url=self.address, timeout=timeout, verify=trust(self.address), trust_env=False, follow_redirects=False
+        )
         weakref.finalize(self, self._http.close)
 
     def revive(self) -> str:

@@ -25,6 +25,7 @@ import httpx2
 
 from llm_tuner.models import dialects, http_answer
 from llm_tuner.models.dialects.shapes import arguments_of, printable
+from llm_tuner.models.https import trust
 from llm_tuner.models.sources.weights import check_gguf, sha256_of
 from llm_tuner.types import (
     GREEDY,
@@ -71,6 +72,7 @@ class OllamaServer:
         self._http = httpx2.Client(
             base_url=self.url,
             timeout=httpx2.Timeout(timeout, connect=10),
+            verify=trust(self.url),
             # A proxy never leads to this machine.
             trust_env=not is_loopback(self.url),
         )

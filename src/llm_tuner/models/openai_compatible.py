@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import httpx2
 
 from llm_tuner.models import http_answer, openai_wire
+from llm_tuner.models.https import trust
 from llm_tuner.types import (
     GREEDY,
     ChatOptions,
@@ -46,7 +47,9 @@ class OpenAICompatible:
         key = api_key if api_key is not None else os.environ.get("OPENAI_API_KEY", "")
         self._key, self._seconds = key, timeout
         self._http = httpx2.Client(
-            headers={"authorization": f"Bearer {key}"} if key else {}, timeout=httpx2.Timeout(timeout, connect=10)
+            headers={"authorization": f"Bearer {key}"} if key else {},
+            timeout=httpx2.Timeout(timeout, connect=10),
+            verify=trust(self.url),
         )
         self._finalizer = weakref.finalize(self, self._http.close)
 

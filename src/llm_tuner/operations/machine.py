@@ -170,8 +170,10 @@ def _speed(before: dict[str, float]) -> float | None:
     before."""
     import httpx2
 
+    from llm_tuner.models.https import trust
+
     try:
-        text = httpx2.get(f"{GATEWAY}/metrics", timeout=0.3, trust_env=False).text
+        text = httpx2.get(f"{GATEWAY}/metrics", timeout=0.3, verify=trust(GATEWAY), trust_env=False).text
     except httpx2.HTTPError:
         before.clear()
         return None

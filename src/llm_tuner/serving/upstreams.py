@@ -19,6 +19,7 @@ import httpx2
 
 from llm_tuner.models import http_answer
 from llm_tuner.models.fitting import Count
+from llm_tuner.models.https import trust
 from llm_tuner.models.ollama import outgoing as to_ollama
 from llm_tuner.models.openai_wire import incoming_call
 from llm_tuner.models.openai_wire import outgoing as to_openai
@@ -97,6 +98,7 @@ class _Client:
             headers={"authorization": f"Bearer {key}"} if key else {},
             timeout=httpx2.Timeout(seconds, connect=10),
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=_IDLE),
+            verify=trust(self.url),
             # A proxy never leads to this machine.
             trust_env="127.0.0.1" not in url and "localhost" not in url,
         )

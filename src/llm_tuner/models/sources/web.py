@@ -10,13 +10,12 @@ from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llm_tuner.models.https import trust
 from llm_tuner.models.sources.cache import room_for
 from llm_tuner.models.sources.weights import CHUNK
-from llm_tuner.types import Event, SetupError, SourceUnreachable
+from llm_tuner.types import Event, SourceUnreachable
 
 if TYPE_CHECKING:
-    import ssl
-
     from httpx2 import Client, Response
 
 CONNECT_SECONDS = 5.0
@@ -24,29 +23,13 @@ READ_SECONDS = 30.0
 TRIES = 3
 """How often a download that breaks off is taken up again within one fetch; only tries that brought bytes count on."""
 
-_CERTIFICATES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT")
-
 
 def client() -> Client:
     """A client that follows redirects, and honours the certificate variables and the proxy variables."""
     import httpx2
 
     timeout = httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
-    return httpx2.Client(timeout=timeout, follow_redirects=True, verify=_certificates() or True)
-
-
-def _certificates() -> ssl.SSLContext | None:
-    import ssl
-
-    for variable in _CERTIFICATES:
-        value = os.environ.get(variable)
-        if not value:
-            continue
-        if not Path(value).exists():
-            raise SetupError(f"{variable} names {value}, which does not exist. Correct it or unset it.")
-        folder = Path(value).is_dir()
-        return ssl.create_default_context(capath=value) if folder else ssl.create_default_context(cafile=value)
-    return None
+    return httpx2.Client(timeout=timeout, follow_redirects=True, verify=trust())
 
 
 def get(http: Client, url: str, headers: Mapping[str, str] | None = None) -> Response:
