@@ -100,7 +100,7 @@ def drain(steps, seen=None):
 
 @pytest.fixture
 def places(tmp_path, tiny, monkeypatch):
-    monkeypatch.setattr("llm_tuner.loop.indistinct_tokens", lambda gguf: frozenset())
+    monkeypatch.setattr("llm_tuner.loop.steps.indistinct_tokens", lambda gguf: frozenset())
     store = Store(tmp_path / "runs")
     with store.write("collect", {}, {"base": "base-hash"}) as folder:
         save(Suite(name="train", tasks=TASKS), folder.path / "train.jsonl")

@@ -16,7 +16,8 @@ import pytest
 from llm_tuner.data.dataset import read_examples
 from llm_tuner.loop import Tune
 from llm_tuner.loop import watch as watching
-from llm_tuner.loop.watch import Machine, Watch, recorded_step, watch
+from llm_tuner.loop.own_data import recorded_step
+from llm_tuner.loop.watch import Machine, Watch, watch
 from llm_tuner.models.resources import Snapshot
 from llm_tuner.serving.exchanges import Recorder
 from llm_tuner.store import Store

@@ -24,7 +24,7 @@ from llm_tuner.evaluation.target import Target, locate, opened
 from llm_tuner.models.resources import machine
 from llm_tuner.scoring import answer
 from llm_tuner.store.suite import Suite, save
-from llm_tuner.types import Attempt, ChatOptions, Event, Message, NoCall, Report, Task, Verdict
+from llm_tuner.types import Attempt, Backend, ChatOptions, Event, Message, NoCall, Report, Task, Verdict
 
 RULES = "general"
 """What such a report says instead of the rules for calls: the two are never compared with each other."""
@@ -63,13 +63,18 @@ def general(target: Target, *, out: Path | None = None) -> Generator[Event, None
 
     A second call with the same `out` goes on where the first one stopped.
     """
-    suite, options = questions(), ChatOptions(max_tokens=_MAX_TOKENS)
     located = yield from locate(target)
     with opened(located) as backend:
-        measured, attempts = yield from measure(
-            suite, backend, options=options, out=out, machine=machine(), sha256=located.sha256, judge=judge
-        )
-        perplexity = yield from measure_perplexity(backend, out=out)
+        return (yield from ask(backend, out=out, sha256=located.sha256))
+
+
+def ask(backend: Backend, *, out: Path | None = None, sha256: str = "") -> Generator[Event, None, Report]:
+    """The same of a model that is open."""
+    suite, options = questions(), ChatOptions(max_tokens=_MAX_TOKENS)
+    measured, attempts = yield from measure(
+        suite, backend, options=options, out=out, machine=machine(), sha256=sha256, judge=judge
+    )
+    perplexity = yield from measure_perplexity(backend, out=out)
     report = _report(measured, suite, attempts).model_copy(update={"perplexity": perplexity})
     if out is not None:
         save(suite, out / "suite.jsonl")

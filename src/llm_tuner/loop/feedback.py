@@ -16,7 +16,8 @@ from llm_tuner.data.collect import collect
 from llm_tuner.data.pairs import build_pairs
 from llm_tuner.data.rollouts import Rollouts, roll_out
 from llm_tuner.data.rows import refuse_untrainable
-from llm_tuner.loop import Tune, export, hub_hash, workshop
+from llm_tuner.loop.config import Tune
+from llm_tuner.loop.steps import export, hub_hash, workshop
 from llm_tuner.models.openai_compatible import OpenAICompatible
 from llm_tuner.models.runtimes import Runtime, Served
 from llm_tuner.models.vocabulary import indistinct_tokens

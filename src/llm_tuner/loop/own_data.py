@@ -7,17 +7,23 @@ feedback that lies cannot vote itself in.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from llm_tuner.data.collect import usable
 from llm_tuner.data.dataset import manifest, read_examples
 from llm_tuner.data.examples import Example
-from llm_tuner.store import RunFolder, append_jsonl, resume_jsonl
+from llm_tuner.data.intake import Intake, take_in
+from llm_tuner.data.overlap import Reference
+from llm_tuner.data.split import Withheld
+from llm_tuner.store import RunFolder, Store, append_jsonl, resume_jsonl
 from llm_tuner.store.suite import Suite, load, save
-from llm_tuner.types import Attempt, DataError, Task, content_hash
+from llm_tuner.types import Attempt, DataError, EmptyData, Event, Run, Task, content_hash
 
 SUITE = "recorded"
+
+SET = "set"
+"""The data set's folder within a recorded run."""
 
 
 def data_hash(folders: Sequence[Path]) -> str:
@@ -44,6 +50,30 @@ def add(folders: Sequence[Path], most: int, folder: RunFolder) -> None:
     _write("train", [*kept["train"], *(example.task for example in learned)], folder)
     _write(SUITE, [example.task for example in asked], folder)
     folder.metrics[SUITE] = {"made": len(learned) + len(asked), "accepted": len(learned), "held_out": len(asked)}
+
+
+def recorded_step(
+    store: Store, journal: Path, references: dict[str, list[Reference]] | None = None
+) -> Generator[Event, None, Run]:
+    """The journal as a data set, scrubbed, judged, divided. Raises EmptyData where it holds no example."""
+    if not journal.is_dir():
+        raise EmptyData(
+            f"No exchange is recorded in {journal} yet. Point an agent at: llm-tuner serve gateway, or name a journal."
+        )
+    files = {path.name: path.stat().st_size for path in sorted(journal.glob("*.jsonl"))}
+    inputs = {"journal": content_hash(files), "references": content_hash(sorted(references or {}))}
+    done = store.find("recorded", {}, inputs)
+    if done is not None:
+        yield Event(step="recorded", message=f"reusing {done.id}", data={"reused": done.id})
+        return done
+    with store.write("recorded", {}, inputs) as folder:
+        # Traffic is of tools that serve: none is kept from training. Requests are held out by their hash.
+        config = Intake(format="gateway", licence="own", withheld=Withheld(tools=0, servers=0))
+        found = yield from take_in([journal], folder.path / SET, config, references)
+        folder.metrics = {side: found["counts"][side] for side in ("train", "held-out")}
+        folder.outputs[SET] = SET
+    assert folder.run is not None
+    return folder.run
 
 
 def _usable(folders: Sequence[Path], side: str) -> Iterator[Example]:

@@ -15,7 +15,8 @@ from pathlib import Path
 from llm_tuner.data.rows import refuse_untrainable
 from llm_tuner.evaluation.measure import measure
 from llm_tuner.evaluation.render import write_search
-from llm_tuner.loop import Tune, render_rows
+from llm_tuner.loop.config import Tune
+from llm_tuner.loop.steps import render_rows
 from llm_tuner.models.resources import machine
 from llm_tuner.models.runtimes import Runtime, Served
 from llm_tuner.store import RunFolder, Store, write_atomic

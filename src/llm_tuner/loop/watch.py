@@ -17,17 +17,14 @@ from typing import NamedTuple
 from pydantic import Field, ValidationError, field_validator
 
 from llm_tuner.data.dataset import read_examples
-from llm_tuner.data.intake import Intake, take_in
 from llm_tuner.data.overlap import Reference
-from llm_tuner.data.split import Withheld
-from llm_tuner.loop import Outcome, Tune, tune
+from llm_tuner.loop.config import Tune
+from llm_tuner.loop.own_data import SET, recorded_step
+from llm_tuner.loop.rounds import Outcome, tune
 from llm_tuner.models.resources import Snapshot, snapshot
 from llm_tuner.models.runtimes import Runtime
 from llm_tuner.store import Store, alone, write_atomic
-from llm_tuner.types import EmptyData, Event, Run, SetupError, Value, content_hash
-
-SET = "set"
-"""The data set's folder within a recorded run."""
+from llm_tuner.types import EmptyData, Event, Run, SetupError, Value
 
 
 class Watch(Value):
@@ -79,30 +76,6 @@ class _Last(Value):
     run: str
     when: str
     promoted: bool
-
-
-def recorded_step(
-    store: Store, journal: Path, references: dict[str, list[Reference]] | None = None
-) -> Generator[Event, None, Run]:
-    """The journal as a data set, scrubbed, judged, divided. Raises EmptyData where it holds no example."""
-    if not journal.is_dir():
-        raise EmptyData(
-            f"No exchange is recorded in {journal} yet. Point an agent at: llm-tuner serve gateway, or name a journal."
-        )
-    files = {path.name: path.stat().st_size for path in sorted(journal.glob("*.jsonl"))}
-    inputs = {"journal": content_hash(files), "references": content_hash(sorted(references or {}))}
-    done = store.find("recorded", {}, inputs)
-    if done is not None:
-        yield Event(step="recorded", message=f"reusing {done.id}", data={"reused": done.id})
-        return done
-    with store.write("recorded", {}, inputs) as folder:
-        # Traffic is of tools that serve: none is kept from training. Requests are held out by their hash.
-        config = Intake(format="gateway", licence="own", withheld=Withheld(tools=0, servers=0))
-        found = yield from take_in([journal], folder.path / SET, config, references)
-        folder.metrics = {side: found["counts"][side] for side in ("train", "held-out")}
-        folder.outputs[SET] = SET
-    assert folder.run is not None
-    return folder.run
 
 
 def watch(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -12,10 +11,7 @@ from llm_tuner.apps.commands.tune import RuntimeName
 from llm_tuner.apps.console import Json, drive, out
 
 if TYPE_CHECKING:
-    from llm_tuner.loop import Tune
-    from llm_tuner.models.runtimes import Runtime, Served
-    from llm_tuner.store import Store
-    from llm_tuner.types import Event, Run
+    pass
 
 METHODS = ("sft", "dpo", "grpo")
 
@@ -90,7 +86,7 @@ def train(
     serving = open_runtime(runtime)
     stock = drive(loop.stock_step(settings, serving))
     begun = find_start(store, start or (BASE if method == "sft" else "last"), stock)
-    run = drive(_steps(method, settings, store, serving, stock, collected, begun))
+    run = drive(loop.method_step(cast("loop.Method", method), settings, store, serving, stock, collected, begun))
     folder = store.folder(run)
     if out_folder is not None:
         out_folder.mkdir(parents=True, exist_ok=True)
@@ -107,20 +103,6 @@ def train(
         paired = next(one for one in store.runs("pairs") if one.id == run.inputs["pairs"])
         document["pairs"] = {"run": paired.id, **paired.metrics}
     out(document, json, lambda: _text(document))
-
-
-def _steps(
-    method: str, config: Tune, store: Store, runtime: Runtime, stock: Served, collected: Run, start: Run | None
-) -> Generator[Event, None, Run]:
-    from llm_tuner import loop
-    from llm_tuner.loop import feedback
-
-    if method == "sft":
-        return (yield from loop.train_step(config, store, runtime, stock, collected, start))
-    if method == "grpo":
-        return (yield from feedback.grpo_step(config, store, runtime, stock, collected, start))
-    paired = yield from feedback.pairs_step(config, store, runtime, stock, collected, start)
-    return (yield from feedback.dpo_step(config, store, runtime, stock, paired, start))
 
 
 def _text(document: dict[str, Any]) -> str:
