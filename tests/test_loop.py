@@ -1,12 +1,15 @@
 """The gate is pure: two reports and rules in, a decision with sentences out."""
 
+import math
 import tomllib
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
+from llm_tuner.evaluation.general import questions
 from llm_tuner.evaluation.measure import tally
+from llm_tuner.evaluation.perplexity import estimated
 from llm_tuner.loop import Rules, Tune, decide, find_run, hub_hash
 from llm_tuner.scoring import gold_attempt, score
 from llm_tuner.store import Store
@@ -18,11 +21,14 @@ from llm_tuner.types import (
     ExactCalls,
     Message,
     NoCall,
+    Passage,
+    Perplexity,
     SetupError,
     Task,
     Timing,
     ToolCall,
     ToolSpec,
+    Verdict,
 )
 
 TOOLS = tuple(ToolSpec(name=name, parameters={"type": "object", "properties": {"x": {}}}) for name in ("a", "b"))
@@ -162,3 +168,44 @@ def test_a_suite_beside_may_refuse_and_cannot_promote():
     assert decide(report(right=0.5), report(right=0.9), Rules(), {"recorded": better}).promote
     noisier = report(silent=1.0), report(silent=0.2)
     assert failed(decide(report(right=0.5), report(right=0.9), Rules(), {"unseen": noisier})) == {"unseen not worse"}
+
+
+def general(right=40, bits=1.0, passages=4):
+    """A check of general skill: so many of 40 questions right, and a text that takes so many bits a byte."""
+    suite = questions()
+    attempts = [gold_attempt(task) for task in suite.tasks]
+    ok = {
+        task.id: Verdict(ok=n < right, selection_ok=True, parameters_ok=True, score=1, reason="ok")
+        for n, task in enumerate(suite.tasks)
+    }
+    found = [
+        Passage(id=str(n), kind="prose", hash=str(n), bytes=100 + n, tokens=30, nats=(100 + n) * bits * math.log(2))
+        for n in range(passages)
+    ]
+    whole = tally(suite, [a.model_copy(update={"verdict": ok[a.task_id]}) for a in attempts], backend="m")
+    return whole.model_copy(update={"verdicts": ok, "perplexity": estimated("text", found)})
+
+
+def test_a_candidate_that_forgot_the_rest_is_refused():
+    better = report(right=0.5), report(right=0.9), Rules(), {}
+    assert decide(*better, (general(), general(bits=1.019))).promote
+    decision = decide(*better, (general(), general(bits=1.03)))
+    assert failed(decision) == {"general text"}
+    assert any(
+        "1.030 bits a byte, with the untuned base 1.000: +3.0 % (allowed +2.0 %)" in s for s in decision.sentences
+    )
+    assert failed(decide(*better, (general(40), general(25)))) == {"general answers"}
+    assert decide(*better, (general(40), general(38))).promote
+
+
+def test_what_was_not_measured_is_said():
+    after = general().model_copy(update={"perplexity": Perplexity(text="text", why="the server gives none")})
+    decision = decide(report(right=0.5), report(right=0.9), Rules(), {}, (general(), after))
+    assert decision.promote
+    assert "A fixed text was not compared: the server gives none." in decision.sentences
+
+
+@pytest.mark.parametrize("methods", [(), ("dpo",), ("sft", "sft"), ("dpo", "sft"), ("sft", "ppo")])
+def test_methods_come_in_one_order(methods):
+    with pytest.raises(ValidationError, match="methods"):
+        Tune(methods=methods)

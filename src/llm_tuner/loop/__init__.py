@@ -1,6 +1,6 @@
 """The loop: the only place that knows the order of the steps, the gate, promotion and rollback.
 
-config.py is what a round is told, steps.py and feedback.py are its steps, gate.py decides, rounds.py is their order,
+config.py is what a round is told, steps.py and feedback.py are its steps, gate.py decides, round.py is their order,
 planning.py fits a round into a time, watch.py runs rounds by themselves.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from llm_tuner.loop.config import CHAINS, Method, Tune
 from llm_tuner.loop.gate import Rules, decide
-from llm_tuner.loop.rounds import Outcome, Stage, method_step, rounds, tune
+from llm_tuner.loop.round import Outcome, Stage, method_step, rounds, tune
 from llm_tuner.loop.steps import (
     BESIDE,
     DEMO_UNSEEN,

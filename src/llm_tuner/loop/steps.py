@@ -1,7 +1,7 @@
 """The steps of a round. Each reads finished runs and writes one new one (store); a step that was done with the same
 inputs is not done again, and one that was killed goes on.
 
-Not the order of them (rounds.py), and what comes after a first training is in feedback.py.
+Not the order of them (round.py), and what comes after a first training is in feedback.py.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from llm_tuner.data.dataset import read_examples
 from llm_tuner.data.overlap import Reference
 from llm_tuner.loop.config import Tune
 from llm_tuner.loop.own_data import SET, recorded_step
-from llm_tuner.loop.rounds import Outcome, tune
+from llm_tuner.loop.round import Outcome, tune
 from llm_tuner.models.resources import Snapshot, snapshot
 from llm_tuner.models.runtimes import Runtime
 from llm_tuner.store import Store, alone, write_atomic

@@ -143,6 +143,10 @@ def tune(
     execute: Annotated[bool, Field(description="Really call the servers: for those that stay in their folder.")] = True,
     runtime: Runtime = "embedded",
     data: Annotated[list[str], Field(description="Folders of data sets to learn from too.")] = [],  # noqa: B006
+    methods: Annotated[
+        Literal["sft", "sft,dpo", "sft,grpo", "sft,dpo,grpo"], Field(description="sft, and what goes on from it.")
+    ] = "sft",
+    budget: Annotated[str, Field(description='Time it may take, such as "2h"; what does not fit is left out.')] = "",
 ) -> Generator[Event, None, dict[str, Json]]:
     """One round of the loop: collect, measure, train, export, install, measure again; promote only if the gate agrees.
 
@@ -151,12 +155,16 @@ def tune(
     Example: llm-tuner tune --hub .mcp.json --name mine --no-execute
     """
     from llm_tuner import loop
+    from llm_tuner.loop.planning import plan, seconds_of
     from llm_tuner.models.runtimes import open_runtime
     from llm_tuner.store import Store
 
     sets = tuple(Path(folder) for folder in data)
-    config = loop.Tune(hub=hub, name=name, base=base, execute=execute, data=sets)
-    return summary((yield from loop.tune(config, Store(), open_runtime(runtime))))
+    asked = {"hub": hub, "name": name, "base": base, "execute": execute, "data": sets, "methods": methods.split(",")}
+    config, store, serving = loop.Tune.model_validate(asked), Store(), open_runtime(runtime)
+    if budget:
+        config, _ = yield from plan(config, seconds_of(budget), store, serving)
+    return summary((yield from loop.tune(config, store, serving)))
 
 
 def summary(outcome: Outcome) -> dict[str, Any]:
@@ -172,6 +180,9 @@ def summary(outcome: Outcome) -> dict[str, Any]:
         "sentences": list(outcome.decision.sentences),
         "stable": outcome.stable,
     }
+    document["stages"] = [
+        {"method": one.method, "train": one.train, "promote": one.decision.promote} for one in outcome.stages
+    ]
     document["files"] = outcome.files
     document["minutes"] = outcome.minutes
     return document
