@@ -53,7 +53,10 @@ KILLS = (
 
 def begin(home: Path, *words: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "XDG_DATA_HOME": str(home)}
-    loud = "import llm_tuner.apps.console as c, llm_tuner.apps.cli as m; c.QUIET_SECONDS = 0; m.run()"
+    loud = (
+        "import sys, llm_tuner.apps.console as c, llm_tuner.apps.cli as m; c.QUIET_SECONDS = 0;"
+        "sys.exit(m.run(sys.argv[1:]))"
+    )
     command = [sys.executable, "-c", loud, "tune", "--json", *words]
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
