@@ -7,8 +7,9 @@ import jsonschema
 import pytest
 from pydantic import ValidationError
 
+from llm_tuner.data.paraphrases import MORE_OUT_OF_REACH, MORE_SMALL_TALK
 from llm_tuner.data.synthesize import Mix, synthesize, synthesize_unseen
-from llm_tuner.data.wording import WORDINGS, side_of
+from llm_tuner.data.wording import OUT_OF_REACH, SMALL_TALK, WORDINGS, side_of
 from llm_tuner.types import DataError, NoCall, ToolSpec
 
 
@@ -159,6 +160,17 @@ def test_paraphrases_say_every_value_and_repeat_no_held_out_sentence(tool):
             assert not set(wording.templates(language, "train")) & set(held_out)
             for template in more:
                 assert {name for _, name, _, _ in Formatter().parse(template) if name} == set(wording.values)
+
+
+@pytest.mark.parametrize("language", ["en", "ja"])
+def test_more_of_what_no_tool_fits_is_for_training_only(language):
+    held_out = {text for text, _ in side_of(SMALL_TALK[language], "held-out")}
+    held_out |= set(side_of(OUT_OF_REACH[language], "held-out"))
+    more = {*dict(MORE_SMALL_TALK[language]), *MORE_OUT_OF_REACH[language]}
+    assert not held_out & more
+    mix = Mix(tasks=48, catalogues=2, several=0, no_call=1, languages=(language,))
+    assert {task.request for task in synthesize(HUB, mix, "train")} & more
+    assert not {task.request for task in synthesize(HUB, mix.model_copy(update={"tasks": 8}), "held-out")} & more
 
 
 def test_the_shares_are_exact():

@@ -14,7 +14,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from llm_tuner.data.paraphrases import CLOSINGS, OPENINGS
+from llm_tuner.data.paraphrases import CLOSINGS, MORE_OUT_OF_REACH, MORE_SMALL_TALK, OPENINGS
 from llm_tuner.data.wording import (
     DECLINE,
     JOINS,
@@ -304,13 +304,16 @@ def _no_call(
     catalogue: Sequence[ToolSpec], targets: Sequence[ToolSpec], side: Side, language: str, rng: random.Random
 ) -> tuple[str, str]:
     """A request that no offered tool can serve, and a right answer: small talk, another world, or a tool that is known
-    elsewhere but not offered here (the hardest: it looks like the others)."""
+    elsewhere but not offered here (the hardest, since it looks like the others: training has twice as many)."""
     absent = [tool for tool in targets if not _served_by(tool, catalogue) and tool.name in WORDINGS]
-    kind = rng.choice(("small talk", "other world", "absent tool") if absent else ("small talk", "other world"))
+    training = side == "train"
+    kinds = ["small talk", "other world", *(["absent tool"] * (2 if training else 1) if absent else ())]
+    kind = rng.choice(kinds)
     if kind == "small talk":
-        return rng.choice(side_of(SMALL_TALK[language], side))
+        return rng.choice([*side_of(SMALL_TALK[language], side), *(MORE_SMALL_TALK[language] if training else ())])
     if kind == "other world":
-        return rng.choice(side_of(OUT_OF_REACH[language], side)), DECLINE[language]
+        more = MORE_OUT_OF_REACH[language] if training else ()
+        return rng.choice([*side_of(OUT_OF_REACH[language], side), *more]), DECLINE[language]
     request, _ = _ask(rng.choice(absent), side, language, rng)
     return request, DECLINE[language]
 

@@ -43,7 +43,7 @@ class Tune(Value):
     seed_folder: Path | None = None
     data: tuple[Path, ...] = ()
     recorded_tasks: int = Field(96, ge=0)
-    train: Mix = Mix(tasks=480, catalogues=30, sizes=(3, 7), catalogue_chars=2800, no_call=0.17)
+    train: Mix = Mix(tasks=480, catalogues=30, sizes=(3, 7), catalogue_chars=2800)
     held_out: Mix = Mix(tasks=96, catalogues=4, sizes=(4, 8), catalogue_chars=40_000, whole_hub=True, seed=2)
     unseen_tasks: int = Field(24, ge=0)
     own_attempts: int = Field(16, ge=0)
