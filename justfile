@@ -10,7 +10,7 @@ check:
     uv run --extra demo mypy
     uv run --extra demo lint-imports
 
-# The default tests (under 15 minutes on 2 cores).
+# The default tests (half an hour on 2 cores).
 test *args:
     uv run --extra demo pytest {{args}}
 
@@ -28,6 +28,19 @@ parity python *files:
 # Ollama of 0.30 or later is measured too where LLM_TUNER_OLLAMA_NATIVE names its program.
 parity-templates *args:
     uv run --extra demo python tests/template_tables.py {{args}}
+
+# The public tables for one base model, from the data set to BFCL, into docs/results/ (hours on a CPU; goes on where it stopped).
+results base="qwen2.5-coder:0.5b" *args:
+    examples/hub-8/install.sh
+    uv run --extra demo python benchmarks/results.py --base {{base}} {{args}}
+
+# SIGKILL in every step of a round, `tune --resume` after each: the end is that of a round that nobody killed.
+kills:
+    uv run --extra demo pytest -m slow tests/test_kills.py
+
+# Recorded traffic that lies, against the model that `just demo` promoted.
+poisoned:
+    uv run --extra demo python benchmarks/poisoned_round.py --name demo --json
 
 # Install the real servers that the tests use (npm, uvx, Go) into the cache.
 servers:
