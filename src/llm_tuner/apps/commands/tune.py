@@ -128,10 +128,12 @@ def _run(order: Order, json: bool) -> None:
     from llm_tuner.types import GATE_REFUSED
 
     config, store, runtime = loop.Tune.model_validate(order.config), Store(), open_runtime(order.runtime)
-    if order.budget:
-        config, _ = drive(plan(config, seconds_of(order.budget), store, runtime))
-    order = order.model_copy(update={"config": config.model_dump(mode="json"), "budget": ""})
+    budget = seconds_of(order.budget) if order.budget else None
     order.keep(store)
+    if budget is not None:
+        config, _ = drive(plan(config, budget, store, runtime))
+        order = order.model_copy(update={"config": config.model_dump(mode="json"), "budget": ""})
+        order.keep(store)
     if order.rounds == 1:
         outcomes: tuple[Outcome, ...] = (drive(loop.tune(config, store, runtime)),)
     else:
