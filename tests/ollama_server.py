@@ -33,10 +33,10 @@ HEADERS = {
 }
 
 
-def cache() -> Path:
-    """Where the built server is kept."""
+def cache(version: str = VERSION) -> Path:
+    """Where the built server of this version is kept."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "llm-tuner" / "tools" / f"ollama-{VERSION}"
+    return Path(home) / "llm-tuner" / "tools" / f"ollama-{version}"
 
 
 def binary() -> Path | None:
