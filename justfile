@@ -25,7 +25,7 @@ parity python *files:
     uv run --extra demo python tests/evaluation/bfcl_agreement.py {{python}} --all {{ if files == "" { "" } else { "--outputs " + files } }}
 
 # The tables of docs/templates.md: what is trained of each template family, and which runtime renders the same bytes. An
-# Ollama of 0.30 or later is measured too where LLM_TUNER_OLLAMA_NATIVE names its program.
+# Ollama of 0.30 or later is measured too where `just ollama-current` built it.
 parity-templates *args:
     uv run --extra demo python tests/template_tables.py {{args}}
 
@@ -41,6 +41,13 @@ kills:
 # Recorded traffic that lies, against the model that `just demo` promoted.
 poisoned:
     uv run --extra demo python benchmarks/poisoned_round.py --name demo --json
+
+# The tests that need Ollama, on today's release (built once, a quarter of an hour; needs Go, cmake and a C++ compiler).
+ollama-current *args:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    program=$(uv run --extra demo python tests/ollama_current.py)
+    LLM_TUNER_OLLAMA=$program uv run --extra demo pytest -m "ollama and not slow" {{args}}
 
 # Install the real servers that the tests use (npm, uvx, Go) into the cache.
 servers:

@@ -3,14 +3,13 @@
     python tests/template_tables.py            prints them
     python tests/template_tables.py --write    puts them into docs/templates.md
 
-An Ollama of 0.30 or later is measured too where LLM_TUNER_OLLAMA_NATIVE names its program (with `llama-server` where it
-looks for it); tests/ollama_server.py builds the older one.
+An Ollama of 0.30 or later is measured too where `tests/ollama_current.py` built it, or where LLM_TUNER_OLLAMA_NATIVE
+names its program; tests/ollama_server.py builds the older one.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import ollama_current
 import ollama_server
 from llm_tuner.data.masks import Turn, left_out, numbered, require_place_for_tools, row
 from llm_tuner.models.llamacpp import Embedded
@@ -169,8 +169,8 @@ def on_ollama(url: str, name: str, gguf: Path) -> Iterator[tuple[Renderer, str]]
 
 def servers() -> list[tuple[str, Path | None]]:
     """Names and programs of the Ollama servers at hand."""
-    native = os.environ.get("LLM_TUNER_OLLAMA_NATIVE")
-    return [(ollama_server.VERSION, ollama_server.binary()), *([("native", Path(native))] if native else [])]
+    native = ollama_current.binary()
+    return [(ollama_server.VERSION, ollama_server.binary()), *([("native", native)] if native else [])]
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:

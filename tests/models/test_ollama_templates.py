@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
 
+import ollama_current
+import ollama_server
 from llm_tuner.models.llamacpp import Embedded
 from llm_tuner.models.ollama import OllamaServer
 from llm_tuner.models.ollama_templates import kept
@@ -114,18 +113,16 @@ def test_the_leading_token_is_counted_as_the_server_feeds_it(family, ollama_url,
         assert len(model.tokenize(text)) == model.chat(hello, (), ChatOptions(max_tokens=1)).usage.prompt_tokens
 
 
-@pytest.mark.skipif(not os.environ.get("LLM_TUNER_OLLAMA_NATIVE"), reason="no Ollama of 0.30 or later")
+@pytest.mark.skipif(not ollama_current.binary(), reason="no Ollama of 0.30 or later: just ollama-current")
 @pytest.mark.ollama
 @pytest.mark.weights
 @pytest.mark.parametrize("family", ["Llama 3.2", "Hermes 2 Pro", "Qwen3", "Granite 4"])
 def test_a_native_server_renders_what_it_is_trained_on(family, smol_gguf, tmp_path):
-    import ollama_server
-
     path = write(tmp_path / "m.gguf", smol_gguf, FAMILIES[family])
     with Embedded(path, context=4096) as embedded:
         trained = cells(embedded)
     with (
-        ollama_server.serve(tmp_path / "ollama", Path(os.environ["LLM_TUNER_OLLAMA_NATIVE"])) as url,
+        ollama_server.serve(tmp_path / "ollama", ollama_current.binary()) as url,
         on_ollama(url, "native", path) as (model, template),
     ):
         seen = cells(model)
