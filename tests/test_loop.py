@@ -92,6 +92,24 @@ def test_calls_that_the_runtime_does_not_surface_are_refused():
     assert "native" in failed(decide(report(native=False), report(native=False), Rules()))
 
 
+def test_a_call_that_was_not_written_is_no_fault_of_its_format():
+    calls = report(right=0.9)
+    for reason, share in (("no_call", "100.0 %"), ("call_as_text", "90.0 %")):
+        wrong = {id_ for id_, verdict in calls.verdicts.items() if not verdict.ok}
+        verdicts = {
+            id_: v.model_copy(update={"reason": reason}) if id_ in wrong else v for id_, v in calls.verdicts.items()
+        }
+        decision = decide(report(native=False), calls.model_copy(update={"verdicts": verdicts}), Rules())
+        assert ("native" in failed(decision)) == (reason == "call_as_text")
+        assert f"surfaced {share} of the calls" in decision.sentences[0]
+
+
+def test_a_candidate_that_never_calls_is_refused():
+    silent = report()
+    verdicts = {i: v.model_copy(update={"ok": False, "reason": "no_call"}) for i, v in silent.verdicts.items()}
+    assert "native" in failed(decide(report(native=False), silent.model_copy(update={"verdicts": verdicts}), Rules()))
+
+
 def test_more_unwanted_calls_are_refused_even_with_better_selection():
     decision = decide(report(right=0.3), report(right=1.0, silent=0.2), Rules())
     assert "no part worse" in failed(decision)

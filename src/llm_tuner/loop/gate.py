@@ -84,13 +84,7 @@ def _not_worse(suite: str, before: Report, after: Report) -> Check:
 
 
 def _checks(before: Report, after: Report, rules: Rules) -> Iterator[Check]:
-    native = after.rates["native_rate"]
-    yield Check(
-        rule="native",
-        passed=native.value is not None and native.value >= rules.min_native,
-        sentence=f"The runtime surfaced calls in {_percent(native.value)} of the requests that want one "
-        f"(at least {_percent(rules.min_native)} are asked for).",
-    )
+    yield _native(after, rules)
     for metric in ("selection", "parameters"):
         change = paired(before, after, metric)
         enough = change.difference >= rules.min_gain and change.low > (0 if rules.min_gain > 0 else -rules.margin)
@@ -103,6 +97,20 @@ def _checks(before: Report, after: Report, rules: Rules) -> Iterator[Check]:
         )
     yield from _groups_not_worse(before, after)
     yield _latency(before, after, rules)
+
+
+def _native(after: Report, rules: Rules) -> Check:
+    """Of the calls that the candidate wrote where one was wanted, how many an agent gets. Calls that it did not write
+    count in selection."""
+    reasons = [after.verdicts[task].reason for task in after.wanted if task in after.verdicts]
+    written = [reason for reason in reasons if reason not in ("no_call", "backend_error")]
+    share = sum(reason != "call_as_text" for reason in written) / len(written) if written else None
+    return Check(
+        rule="native",
+        passed=share is not None and share >= rules.min_native,
+        sentence=f"The runtime surfaced {_percent(share)} of the calls in {len(written)} answers to requests that want "
+        f"one (at least {_percent(rules.min_native)} are asked for).",
+    )
 
 
 def _groups_not_worse(before: Report, after: Report) -> Iterator[Check]:
