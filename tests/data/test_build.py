@@ -17,7 +17,7 @@ from llm_tuner.data.rejections import Rejection
 from llm_tuner.store import read_jsonl
 from llm_tuner.store.suite import load
 from llm_tuner.tools.servers import ServerConfig
-from llm_tuner.types import Attempt, ServerStartError, SetupError
+from llm_tuner.types import Attempt, ServerStartError, SetupError, ToolSpec
 
 NASTY = Path(__file__).parent.parent / "tools" / "nasty"
 
@@ -53,6 +53,24 @@ def test_bad_schemas_and_refusals_are_counted_and_the_build_goes_on(wild):
     called = set(document["calls"])
     assert not any("endless" in name or "elsewhere" in name or "refusing" in name for name in called)
     assert any("flooding" in name for name in called)
+
+
+def test_recorded_tools_make_a_set_without_a_server(tmp_path):
+    tools = tuple(
+        ToolSpec(
+            name=name,
+            description=f"{name.replace('_', ' ').capitalize()}.",
+            parameters={"type": "object", "properties": {"title": {"type": "string"}}, "required": ["title"]},
+            server="notes" if "note" in name else "plans",
+        )
+        for name in ("create_note", "find_note", "delete_note", "create_plan", "find_plan", "delete_plan")
+    )
+    mix = HubMix(count=24, seed=1, sizes=(3, 6), catalogue_tasks=6, unseen_tools=(), unseen_servers=())
+    made = drain(build((), mix, tmp_path / "set", tools=tools))
+    assert made["tasks"]["made"] == 24
+    assert set(made["verified"]) == {"schema only", "no call"}
+    assert set(made["calls"]) <= {tool.name for tool in tools}
+    assert made["kinds"].keys() <= {"single", "look_alike", "several", "missing", "irrelevant"}
 
 
 def test_equal_names_are_told_apart_by_their_server(wild):

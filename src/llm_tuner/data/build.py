@@ -50,6 +50,7 @@ from llm_tuner.types import (
     Task,
     ToolCall,
     ToolResult,
+    ToolSpec,
     Value,
     canonical_json,
     content_hash,
@@ -86,29 +87,31 @@ def build(
     mix: HubMix,
     out: Path,
     *,
+    tools: Sequence[ToolSpec] = (),
     writer: Writer | None = None,
     benches: int = 2,
     limits: Limits | None = None,
     against: Mapping[str, Iterable[Reference]] | None = None,
 ) -> Generator[Event, None, dict[str, Json]]:
-    """Makes the data set in the folder `out` and returns what its data.json says. `against`: by name, texts that no
-    request may overlap with (a benchmark's).
+    """Makes the data set in the folder `out` and returns what its data.json says. `tools`: recorded ones, which cannot
+    be called, in place of servers. `against`: by name, texts that no request may overlap with (a benchmark's).
 
     The same call goes on with a build that was killed, and returns at once where it is done. Raises SetupError where
     the folder holds another data set, ServerStartError where a server does not start.
     """
     clock = time.monotonic()
     listed = lists_only(configs, mix.list_only)
-    yield Event(step="synthesize", message="starting the tool servers")
+    if not tools:
+        yield Event(step="synthesize", message="starting the tool servers")
     with ExitStack() as stack:
         first = stack.enter_context(bench(configs, limits=limits))
-        specs = first.specs()
+        specs = tuple(tools) or first.specs()
         key = content_hash([FORMAT, mix.model_dump(mode="json"), [t.model_dump() for t in specs], bool(available())])
         sieve = Sieve(against)
         key = content_hash([key, writer.name if writer else "", sieve.sizes])
         if (old := _finished(out, key)) is not None:
             return old
-        callable_tools = frozenset(t.name for t in specs if mix.execute and t.server not in listed)
+        callable_tools = frozenset(t.name for t in specs if mix.execute and not tools and t.server not in listed)
         the_plan = plan(specs, mix, callable_tools)
         work = [first]
         names = frozenset(t.server for t in specs if t.name in callable_tools)

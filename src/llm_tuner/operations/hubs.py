@@ -50,20 +50,11 @@ def hub_file(given: str = "") -> str:
 
 def tools_of(hub: str) -> tuple[ToolSpec, ...]:
     """The hub's tools: from its servers, every one of which must answer, or out of a list of them."""
-    from pydantic import TypeAdapter, ValidationError
-
     from llm_tuner.loop import Tune, workshop
-    from llm_tuner.types import DataError
+    from llm_tuner.tools.recorded import read_list
 
-    path = Path(hub)
-    if path.is_file() and path.read_bytes().lstrip().startswith(b"["):
-        try:
-            return TypeAdapter(tuple[ToolSpec, ...]).validate_json(path.read_bytes())
-        except ValidationError as error:
-            raise DataError(
-                f"{hub} is no list of tools ({error.error_count()} faults). Write it with: "
-                "llm-tuner tools list --hub FILE --json"
-            ) from error
+    if (recorded := read_list(hub)) is not None:
+        return recorded
     with workshop(Tune(hub=hub)) as (tools, _):
         return tools.specs()
 

@@ -12,9 +12,24 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from llm_tuner.types import DataError, Json, Toolbox, ToolCall, ToolResult, ToolSpec, canonical_json
+
+
+def read_list(path: str | Path) -> tuple[ToolSpec, ...] | None:
+    """The tools of a list that `llm-tuner tools list --json` wrote; None for a file that is no JSON list. Raises
+    DataError for another list."""
+    path = Path(path)
+    if not path.is_file() or not path.read_bytes().lstrip().startswith(b"["):
+        return None
+    try:
+        return TypeAdapter(tuple[ToolSpec, ...]).validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise DataError(
+            f"{path} is no list of tools ({error.error_count()} faults). Write it with: "
+            "llm-tuner tools list --hub FILE --json"
+        ) from error
 
 
 class RecordedTools:

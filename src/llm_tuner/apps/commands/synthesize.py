@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,11 +14,16 @@ from llm_tuner.apps.console import Json, drive, note, out, table
 if TYPE_CHECKING:
     from llm_tuner.data.overlap import Reference
     from llm_tuner.data.plan import HubMix
-    from llm_tuner.types import Backend
+    from llm_tuner.types import Backend, ToolSpec
 
 
 def synthesize(
-    hub: Annotated[Path, typer.Option(help="An mcpServers JSON file; `{box}` in it is the throw-away folder.")],
+    hub: Annotated[
+        Path,
+        typer.Option(
+            help="An mcpServers JSON file (`{box}` in it: the throw-away folder), or what `tools list --json` wrote."
+        ),
+    ],
     folder: Annotated[Path, typer.Option("--out", help="The folder of the data set.")],
     count: Annotated[int, typer.Option(min=1, help="Tasks to make, of both sides.")] = 1500,
     seed: Annotated[int, typer.Option(help="The same seed, tools and settings give the same plan.")] = 0,
@@ -55,6 +60,7 @@ def synthesize(
     Example: llm-tuner data synthesize --hub examples/hub-8/mcp.json --count 1500 --seed 1 --out hub-set --json
     """
     from llm_tuner.data.plan import HubMix
+    from llm_tuner.tools.recorded import read_list
     from llm_tuner.tools.sandbox import available
     from llm_tuner.tools.servers import load
 
@@ -79,15 +85,23 @@ def synthesize(
             "execute": execute,
         }
     )
-    if execute and not available():
+    recorded = read_list(hub)
+    if execute and recorded is None and not available():
         note("There is no working bubblewrap (bwrap): the servers run without a sandbox, in a throw-away folder.")
-    document = _built(load(hub), asked, folder, writer, benches, references(benchmark))
+    configs = load(hub) if recorded is None else ()
+    document = _built(configs, recorded or (), asked, folder, writer, benches, references(benchmark))
     document["folder"] = str(folder.absolute())
     out(document, json, lambda: _text(document))
 
 
 def _built(
-    configs: Any, asked: HubMix, folder: Path, writer: str, benches: int, against: Mapping[str, Iterable[Reference]]
+    configs: Any,
+    tools: Sequence[ToolSpec],
+    asked: HubMix,
+    folder: Path,
+    writer: str,
+    benches: int,
+    against: Mapping[str, Iterable[Reference]],
 ) -> dict[str, Any]:
     from contextlib import ExitStack
 
@@ -96,7 +110,7 @@ def _built(
 
     with ExitStack() as stack:
         words = Writer(_backend(writer, stack)) if writer else None
-        return drive(build(configs, asked, folder, writer=words, benches=benches, against=against))
+        return drive(build(configs, asked, folder, tools=tools, writer=words, benches=benches, against=against))
 
 
 def _backend(writer: str, stack: Any) -> Backend:
