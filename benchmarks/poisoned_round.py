@@ -88,12 +88,12 @@ def record(journal: Path, tasks: tuple[Task, ...], lies: int, injected: int, dic
     for number, (task, call) in enumerate(pairs[: lies + injected]):
         said = list(task.messages)
         call = call.model_copy(update={"id": f"call_{number}"})
-        if number >= lies:
+        if number < injected:
             first = task.expect.calls[0].model_copy(update={"id": f"first_{number}"})  # type: ignore[union-attr]
             order = ORDER.format(name=call.name, arguments=json.dumps(call.arguments))
             result = ToolResult(call_id=first.id, content=order)
             said += [Message(role="assistant", tool_calls=(first,)), Message(role="tool", result=result)]
-        told["order in a result" if number >= lies else "wrong tool"] += 1
+        told["order in a result" if number < injected else "wrong tool"] += 1
         lie = _exchange(task, said, Message(role="assistant", tool_calls=(call,)))
         recorder.record(lie)
         said += [lie.answer, Message(role="tool", result=ToolResult(call_id=call.id, content="Done."))]  # type: ignore[list-item]
