@@ -52,3 +52,26 @@ def test_words_of_the_sides_are_apart():
     found = [{values(schema(a=TEXT), seed, side)["a"] for seed in range(200)} for side in ("train", "held-out")]
     assert found[0]
     assert not found[0] & found[1]
+
+
+def test_a_text_looks_like_what_its_name_says():
+    found = values(
+        schema(**dict.fromkeys(("page_url", "outputPath", "userEmail", "dueDate", "search-query", "id"), TEXT))
+    )
+    assert found["page_url"].startswith("https://example.org/")
+    assert found["outputPath"].endswith(".txt")
+    assert "@" in found["userEmail"]
+    assert found["dueDate"].startswith("2026-0")
+    assert " " in found["search-query"]
+    assert "-" in found["id"]
+    sides = [{values(schema(title=TEXT), seed, side)["title"] for seed in range(200)} for side in ("train", "held-out")]
+    assert not sides[0] & sides[1]
+
+
+def test_an_optional_value_is_given_sometimes():
+    tool = schema(["a"], a=TEXT, limit={"type": "integer"}, tags={"type": "array"})
+    given = [set(by_schema(tool, "train", random.Random(seed), 0.4)) for seed in range(200)]
+    assert {"a"} in given
+    assert {"a", "limit"} in given
+    assert 50 < sum(len(one) == 2 for one in given) < 110
+    assert not any("tags" in one for one in given)

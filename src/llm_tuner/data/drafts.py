@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from llm_tuner.data.catalogues import Catalogue
 from llm_tuner.data.plan import Slot
-from llm_tuner.data.schema_values import by_schema
+from llm_tuner.data.schema_values import by_schema, name_words
 from llm_tuner.data.values import draw
 from llm_tuner.data.wording import Sample, side_of
 from llm_tuner.data.wordings import (
@@ -193,19 +193,51 @@ _GENERIC = {
 }
 
 
+_GIVEN = {
+    "en": ("{key} = {value}", "{key}: {value}", "the {words} is {value}", "with {value} as the {words}"),
+    "ja": ("{key} = {value}", "{key}: {value}", "{words} は {value}", "{words} には {value} を"),
+}
+"""How a value is given, the last way on the held-out side only."""
+
+OPTIONAL = 0.4
+"""How often a request gives a value that it need not give."""
+
+
 def _generic(tool: ToolSpec, slot: Slot, rng: random.Random) -> Draft:
-    """A request made of the tool's description and its required values by their names."""
+    """A request made of the tool's description and of values by their names. In Japanese only what stands around
+    them is: a description is not translated."""
     language = "ja" if slot.language == "ja" else "en"
-    values = by_schema(tool.parameters, slot.side, rng)
-    what = (tool.description.strip() or tool.name.replace("_", " ")).splitlines()[0].split(". ")[0].rstrip(".")
+    values = by_schema(tool.parameters, slot.side, rng, OPTIONAL)
+    held_out = slot.side == "held-out"
+    way = _GIVEN[language][-1] if held_out else rng.choice(_GIVEN[language][:-1])
     joint, end = ("、", "。") if language == "ja" else (", ", ".")
     texts = {key: value if isinstance(value, str) else canonical_json(value) for key, value in values.items()}
-    given = joint.join(f"{key} = {text}" for key, text in texts.items())
+    given = joint.join(
+        way.format(key=key, words=" ".join(name_words(key)) or key, value=text) for key, text in texts.items()
+    )
+    given = given[:1].upper() + given[1:] if way.startswith(("the", "with")) else given
     sentences = _GENERIC[language]
-    template = sentences[-1] if slot.side == "held-out" else rng.choice(sentences[:-1])
-    request = template.format(what=what, given=f" {given}{end}" if given else "")
+    template = sentences[-1] if held_out else rng.choice(sentences[:-1])
+    request = template.format(what=_purpose(tool), given=f" {given}{end}" if given else "")
     said: Said = {canonical_json(value): (str(value), canonical_json(value)) for value in values.values()}
     return Draft(request, (ToolCall(name=tool.name, arguments=values),), said=said, generic=True)
+
+
+_LONGEST_PURPOSE = 140
+
+
+def _purpose(tool: ToolSpec) -> str:
+    """What a tool is for: the first sentence of its description that is one, without marks around it."""
+    for line in tool.description.splitlines():
+        text = re.sub(r"^\W+", "", line).split(". ")[0].rstrip(" .")
+        if len(text.split()) > 1 and not text.endswith(":"):
+            break
+    else:
+        return " ".join(name_words(tool.name)) or tool.name
+    for joint in ("; ", " (", ", "):
+        if len(text) > _LONGEST_PURPOSE:
+            text = text.split(joint)[0]
+    return text
 
 
 # ----------------------------------------------------------------------------------------------------------- kinds

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Mapping
 
 from llm_tuner.data.wording import side_of
@@ -46,13 +47,22 @@ class Unfillable(Exception):
     """No value could be made for this schema; the message says where."""
 
 
-def by_schema(parameters: Mapping[str, Json], side: Side, rng: random.Random) -> dict[str, Json]:
-    """A value for every required parameter. Raises Unfillable."""
+def by_schema(parameters: Mapping[str, Json], side: Side, rng: random.Random, optional: float = 0.0) -> dict[str, Json]:
+    """A value for every required parameter, and with this probability for one of the optional ones that are no list
+    and no object. Raises Unfillable."""
     properties = parameters.get("properties")
     wanted = parameters.get("required")
-    if not isinstance(properties, dict) or not isinstance(wanted, list):
+    if not isinstance(properties, dict):
         return {}
-    return {name: _value(name, properties.get(name, {}), parameters, side, rng, 0) for name in map(str, wanted)}
+    names = [str(name) for name in wanted] if isinstance(wanted, list) else []
+    plain = [name for name, schema in properties.items() if name not in names and _plain(schema)]
+    if plain and rng.random() < optional:
+        names.append(rng.choice(plain))
+    return {name: _value(name, properties.get(name, {}), parameters, side, rng, 0) for name in names}
+
+
+def _plain(schema: Json) -> bool:
+    return isinstance(schema, dict) and schema.get("type") in ("string", "integer", "number", "boolean")
 
 
 def _value(name: str, schema: Json, root: Mapping[str, Json], side: Side, rng: random.Random, depth: int) -> Json:
@@ -122,13 +132,71 @@ _FORMATS = {
 }
 
 
+_BY_NAME: tuple[tuple[frozenset[str], str], ...] = tuple(
+    (frozenset(names.split()), pattern)
+    for names, pattern in (
+        ("url uri urls link href website endpoint", "https://example.org/{w}/{v}"),
+        ("email mail recipient recipients to cc", "{w}.{v}@example.org"),
+        ("file filename filepath filenames files", "{w}-{m}.txt"),
+        ("path paths", "{w}/{v}-{m}.txt"),
+        ("dir directory folder cwd workspace", "{w}/{v}"),
+        ("date day since until deadline start end", "2026-0{n}-1{n}"),
+        ("time", "0{n}:30"),
+        ("query search keyword keywords topic term q", "{w} {v}"),
+        ("title subject name label heading displayname", "{W} {v} {m}"),
+        (
+            "text content body message description comment note notes summary reason",
+            "The {w} is {m} metres from the {v}",
+        ),
+        ("prompt question instruction task goal", "Compare the {w} with the {v}"),
+        ("city location place address region", "{P}"),
+        ("user username author assignee owner", "{w}.{v}"),
+        ("tag tags category", "{w}"),
+        ("color colour", "#{m}{m}{m}"),
+        ("symbol ticker", "{S}"),
+    )
+)
+"""What a text looks like, by the last word of its parameter's name. {w}, {v}: words; {m}, {n}: numbers of two digits
+and of one; {P}: a place; {S}: a stock's symbol."""
+
+_PLACES = (
+    "Kyoto",
+    "Lisbon",
+    "Oslo",
+    "Nairobi",
+    "Quito",
+    "Sapporo",
+    "Tallinn",
+    "Toronto",
+    "Hanoi",
+    "Porto",
+    "Kobe",
+    "Lima",
+)
+
+
 def _text(name: str, schema: Mapping[str, Json], side: Side, rng: random.Random) -> str:
     word = str(rng.choice(side_of(_WORDS, side)))
     pattern = _FORMATS.get(str(schema.get("format", "")))
     if pattern is not None:
         return pattern.format(w=word, n=rng.choice(side_of(range(1, 9), side)))
-    text = _word(name, side, rng)
+    last = name_words(name)[-1:]
+    pattern = next((pattern for names, pattern in _BY_NAME if names.issuperset(last) and last), None)
+    text = _word(name, side, rng) if pattern is None else _filled(pattern, word, side, rng)
     return text[: int(schema["maxLength"])] if isinstance(schema.get("maxLength"), int) else text
+
+
+def _filled(pattern: str, word: str, side: Side, rng: random.Random) -> str:
+    other = rng.choice([one for one in side_of(_WORDS, side) if one != word])
+    return pattern.format(
+        w=word, W=word.capitalize(), v=other, S=other[:4].upper(), P=rng.choice(side_of(_PLACES, side)),
+        m=rng.choice(side_of(range(10, 100), side)), n=rng.choice(side_of(range(1, 9), side)),
+    )  # fmt: skip
+
+
+def name_words(name: str) -> list[str]:
+    """The words of a name in snake_case, kebab-case or camelCase, in small letters."""
+    return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)]
 
 
 def _word(name: str, side: Side, rng: random.Random) -> str:
