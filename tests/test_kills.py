@@ -22,11 +22,9 @@ CONFIG = """
 name = "small"
 own_attempts = 2
 unseen_tasks = 0
-methods = ["sft", "dpo"]
 train = { tasks = 24, catalogues = 2, sizes = [3, 3], several = 0.0, no_call = 0.1, unseen = ["git_show", "git_log"] }
 held_out = { tasks = 8, catalogues = 1, sizes = [3, 3], several = 0.0, whole_hub = false }
 sft = { epochs = 2, accumulation = 6 }
-pairing = { own_attempts = 4 }
 rules = { min_native = 0.0, margin = 1.0, min_gain = -1.0, slowdown = 100.0, forget = 10.0 }
 """
 """The gate lets pass what there is: what is tested here is the order of things."""
@@ -43,10 +41,6 @@ KILLS = (
     r"measure: +[1-5] of 8",
     r"general: |measure: +\d+ of 40",
     r"perplexity: ",
-    r"collect: +\d of 4 ",
-    r"train: ",
-    r"install: +installing",
-    r"measure: +[1-5] of 8",
 )
 """What a run had just said when it was killed, in this order; a pattern that does not come any more is passed over."""
 
@@ -104,7 +98,7 @@ def test_a_round_that_is_killed_in_every_step_ends_as_one_that_is_not(tmp_path: 
             words = ("--resume",)
         else:
             break
-    assert len(done) >= 10, done
+    assert len(done) >= 9, done
     ended = document(begin(home, "--resume"))
     assert comparable(ended) == comparable(straight)
     assert curves(home) == curves(tmp_path / "straight")
