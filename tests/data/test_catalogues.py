@@ -2,6 +2,7 @@ import random
 
 from hub_tools import TOOLS
 from llm_tuner.data.catalogues import deal, likeness, nearest, renamed, vectors
+from llm_tuner.store.scrub import looks_random
 from llm_tuner.types import ToolCall
 
 WEIGHTS = vectors(TOOLS)
@@ -42,3 +43,10 @@ def test_new_names_are_never_taken():
     taken = set()
     names = [renamed(tool, taken, random.Random(7)).name for tool in TOOLS]
     assert len(set(names)) == len(names)
+
+
+def test_a_number_behind_a_name_makes_no_key_of_it():
+    tool = TOOLS[0].model_copy(update={"name": "linear_getWorkflowStates"})
+    for seed in range(40):
+        name = renamed(tool, {"linear_getWorkflowStates"}, random.Random(seed)).name
+        assert not looks_random(name)

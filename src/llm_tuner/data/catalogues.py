@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from llm_tuner.store.scrub import looks_random
 from llm_tuner.types import Json, ToolCall, ToolSpec
 
 Vector = Mapping[str, float]
@@ -145,8 +146,11 @@ def renamed(tool: ToolSpec, taken: set[str], rng: random.Random) -> Renaming:
 
 
 def _free(name: str, taken: set[str], rng: random.Random) -> str:
+    """The name, or the name and a number: a small one where a larger would make it look like somebody's key."""
     while name in taken:
-        name = f"{name}_{rng.randrange(2, 100)}"
+        number = rng.randrange(2, 100)
+        numbered = f"{name}_{number}"
+        name = f"{name}_{2 + number % 8}" if looks_random(numbered) else numbered
     taken.add(name)
     return name
 
