@@ -56,7 +56,7 @@ def by_schema(parameters: Mapping[str, Json], side: Side, rng: random.Random, op
         return {}
     names = [str(name) for name in wanted] if isinstance(wanted, list) else []
     plain = [name for name, schema in properties.items() if name not in names and _plain(schema)]
-    if plain and rng.random() < optional:
+    if optional and plain and rng.random() < optional:
         names.append(rng.choice(plain))
     return {name: _value(name, properties.get(name, {}), parameters, side, rng, 0) for name in names}
 
